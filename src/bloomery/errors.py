@@ -16,7 +16,13 @@ class BloomeryError(Exception):
     exit_code = 1
 
     def __init__(
-        self, what: str, *, got: object = None, expected: object = None, where: object = None, do: str | None = None
+        self,
+        what: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        where: object = None,
+        do: str | None = None,
     ) -> None:
         self.what, self.got, self.expected, self.where, self.do = what, got, expected, where, do
         super().__init__(self.text())
@@ -48,7 +54,9 @@ class RecipeError(UsageError):
 
     def __init__(self, problems: list[str]) -> None:
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-        super().__init__(f"the recipe cannot be used ({count})\n" + "\n".join(f"  {line}" for line in problems))
+        super().__init__(
+            f"the recipe cannot be used ({count})\n" + "\n".join(f"  {line}" for line in problems)
+        )
         self.problems = problems
 
 

@@ -32,7 +32,8 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._parts:
             raise UsageError(
-                f"no {self.kind} is called '{name}'{nearest(name, self._parts)}", expected=", ".join(self) or "(none)"
+                f"no {self.kind} is called '{name}'{nearest(name, self._parts)}",
+                expected=", ".join(self) or "(none)",
             )
         return self._parts[name]
 

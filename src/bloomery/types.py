@@ -1,0 +1,194 @@
+"""The nouns every floor shares. No torch here.
+
+Two kinds of type live side by side. *Records* (`Message`, `Conversation`, `Ranking`) cross a file or a
+database, so they are validated pydantic models that forbid unknown keys. *Values* (`SamplingParams`,
+`Completion`) live inside one process, so they are plain frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["system", "user", "assistant", "tool"]
+AnnotatorKind = Literal["human", "simulated", "ai"]
+FinishReason = Literal["stop", "length"]
+
+
+class Record(BaseModel):
+    """A line of a JSONL file: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Message(Record):
+    """One turn. `weight=0` keeps an assistant turn as context but does not train on it."""
+
+    role: Role
+    content: str
+    weight: Literal[0, 1] | None = None
+
+    @property
+    def trained(self) -> bool:
+        return self.role == "assistant" and self.weight != 0
+
+
+class Document(Record):
+    """A piece of pretraining text. `quality` is known only in the embedded world."""
+
+    id: str
+    text: str
+    source: str = "text"
+    quality: str | None = None
+
+
+class Conversation(Record):
+    """Messages in order. As a demonstration, its assistant turns are what is trained on."""
+
+    id: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    source: str | None = None
+    author: str | None = None
+
+
+class Prompt(Record):
+    """Messages that end with somebody to answer. `kind` is the sort of question, where known."""
+
+    id: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    kind: str | None = None
+
+
+class Policy(Record):
+    """Who wrote a completion: a model (with the digest of its weights), a person, a rule."""
+
+    id: str
+    digest: str | None = None
+
+
+class Sampling(Record):
+    """The settings a completion was sampled with, as they are stored."""
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int
+    seed: int | None = None
+
+
+class Candidate(Record):
+    """One of the K answers of a ranking."""
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    policy: Policy
+    sampling: Sampling | None = None
+    logprob: float | None = None
+
+    @property
+    def text(self) -> str:
+        return self.messages[-1].content
+
+
+class Rating(Record):
+    """The three H, each 1 (worst) to 7 (best)."""
+
+    helpful: int = Field(ge=1, le=7)
+    honest: int = Field(ge=1, le=7)
+    harmless: int = Field(ge=1, le=7)
+
+
+class Annotator(Record):
+    id: str
+    kind: AnnotatorKind
+
+
+class Ranking(Record):
+    """What one annotator said of K answers to one prompt; the canonical preference record.
+
+    `ranking[k]` is the rank of `completions[k]`: 1 is best and equal ranks are ties, so
+    `[1, 3, 1]` says that the first and the last are equally good and both beat the second.
+    Ranks are compared, never subtracted. `correction`, if given, ranks above every completion.
+    A record that is not `submitted` may lack a ranking.
+    """
+
+    id: str
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    completions: tuple[Candidate, ...] = Field(min_length=2)
+    ranking: tuple[int, ...] | None
+    ratings: tuple[Rating | None, ...] | None = None
+    correction: str | None = None
+    annotator: Annotator
+    seconds: float | None = Field(default=None, ge=0)
+    shown_order: tuple[int, ...] | None = None
+    prelabel_shown: bool = False
+    guideline_version: str | None = None
+    comment: str | None = None
+    status: Literal["submitted", "skipped", "flagged"] = "submitted"
+    created_at: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Ranking:
+        k = len(self.completions)
+        if self.ranking is None and self.status == "submitted":
+            raise ValueError("a submitted record needs a ranking")
+        if self.ranking is not None:
+            if len(self.ranking) != k:
+                raise ValueError(f"ranking has {len(self.ranking)} ranks for {k} completions")
+            if min(self.ranking) < 1:
+                raise ValueError(f"ranks start at 1, got {min(self.ranking)}")
+        if self.ratings is not None and len(self.ratings) != k:
+            raise ValueError(f"ratings has {len(self.ratings)} entries for {k} completions")
+        if self.shown_order is not None and sorted(self.shown_order) != list(range(k)):
+            raise ValueError(f"shown_order must be a permutation of 0..{k - 1}, got {list(self.shown_order)}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to draw one completion. `temperature=0` is greedy. The seed belongs to the request, so the
+    same request gives the same tokens whatever else is in the batch."""
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a sampler returns for one request.
+
+    `tokens` holds the sampled ids, with the end-of-turn id last when `finish_reason` is "stop".
+    `logprobs[i]` is that of `tokens[i]` under the distribution actually sampled from
+    (after temperature, top-k and top-p; for greedy decoding: under the model's own softmax).
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+class Generate(Protocol):
+    """Prompts of token ids in, completions out: the engine in process, or a server over HTTP."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> list[Completion]: ...
+
+
+def ranked_pairs(ranks: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """All C(K, 2) pairs of a ranking as `(winner, loser, tie)`; a tie comes once, lower index first.
+
+    >>> list(ranked_pairs([1, 3, 1]))
+    [(0, 1, False), (0, 2, True), (2, 1, False)]
+    """
+    for i in range(len(ranks)):
+        for j in range(i + 1, len(ranks)):
+            if ranks[i] <= ranks[j]:
+                yield i, j, ranks[i] == ranks[j]
+            else:
+                yield j, i, False
