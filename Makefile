@@ -1,0 +1,59 @@
+# make demo    set up a fresh machine (Python 3.11 or newer) and run the default journey
+# make test    set up a fresh machine and pass every check
+# make lint    ruff and mypy only
+# make clean   remove the virtual environment and the caches (never runs/)
+# Settings: PYTHON=..., VENV=..., OUT=runs/demo, JOBS=2 (test processes), ARGS=... (for `bloomery run`)
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+OUT    ?= runs/demo
+JOBS   ?= 2
+ARGS   ?=
+
+BIN  := $(VENV)/bin
+# A slow or broken connection is tried again: pip retries each file, the loop retries pip.
+PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 10 --timeout 60 \
+        --log $(VENV)/install.log -c constraints.txt
+AGAIN = for try in 1 2 3; do $(1) && exit 0; echo "==> try $$try failed"; sleep $$((try * 5)); done; \
+        echo "==> the installation failed three times; see $(VENV)/install.log" >&2; exit 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) -V): Python 3.11 or newer is needed (make PYTHON=...)" >&2; exit 1; }
+	@echo "==> creating $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "cannot create a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.demo-stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> installing bloomery and torch (a few minutes the first time)"
+	@$(call AGAIN,$(PIP) -e .)
+	@touch $@
+
+$(VENV)/.test-stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> installing bloomery, torch and the test tools (a few minutes the first time)"
+	@$(call AGAIN,$(PIP) -e ".[test]")
+	@touch $@ $(VENV)/.demo-stamp
+
+demo: $(VENV)/.demo-stamp
+	@$(BIN)/bloomery run --out $(OUT) $(ARGS)
+
+lint: $(VENV)/.test-stamp
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+test: lint
+	@echo "==> pytest ($(JOBS) processes)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
