@@ -1,0 +1,74 @@
+"""Percentile bootstrap intervals (Efron 1979) of a mean and of a paired difference of means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from bloomery.errors import UsageError
+from bloomery.seeds import stream
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its interval; `n` counts the answers behind it. All three are None when `n` is 0:
+    a rate over no questions is not a number, and must not be read as zero."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(values: Sequence[float], *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL) -> Estimate:
+    """The mean of `values` [n] and its percentile bootstrap interval.
+
+    Drawing n of n values with replacement is drawing how often each *distinct* value occurs from a
+    multinomial with the observed shares; that is exact, and cheap for rates, which have two values.
+    Raises `UsageError` when a value is not finite.
+    """
+    x = _finite(values)
+    if not len(x):
+        return Estimate(None, None, None, 0)
+    distinct, counts = np.unique(x, return_counts=True)
+    drawn = stream(seed, "bootstrap").multinomial(len(x), counts / len(x), size=draws)
+    means = drawn @ distinct / len(x)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(x.mean()), float(low), float(high), len(x))
+
+
+def paired(
+    after: Sequence[float],
+    before: Sequence[float],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Estimate:
+    """`mean(after - before)` over the same questions in the same order, with its interval.
+
+    Pairing removes how hard each question is from the noise. Raises `UsageError` when the lengths differ.
+    """
+    if len(after) != len(before):
+        raise UsageError(
+            "a paired difference needs the same questions twice", got=f"{len(after)} and {len(before)} values"
+        )
+    return estimate((_finite(after) - _finite(before)).tolist(), seed=seed, draws=draws, level=level)
+
+
+def _finite(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    x = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(x).all():
+        raise UsageError(
+            "an average over values that are not finite", got=f"{(~np.isfinite(x)).sum()} of {len(x)}"
+        )
+    return x
