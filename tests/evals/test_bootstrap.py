@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bloomery.errors import UsageError
-from bloomery.evals.bootstrap import Estimate, estimate, paired
+from bloomery.evals.bootstrap import Estimate, estimate, interval, paired
 
 
 def test_mean_and_count_are_those_of_the_values() -> None:
@@ -68,3 +68,22 @@ def test_refuses_what_it_cannot_average() -> None:
         estimate([1.0, float("nan")])
     with pytest.raises(UsageError, match="same questions"):
         paired([1.0], [1.0, 2.0])
+
+
+def test_groups_that_stand_or_fall_together_widen_the_interval() -> None:
+    """40 groups of 10 equal cases carry the information of 40 cases, not of 400."""
+    groups = [(10.0, 10)] * 20 + [(0.0, 10)] * 20
+    low, high = interval(groups)
+    half = 1.96 * (0.25 / 40) ** 0.5
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
+
+
+def test_groups_of_one_are_plain_cases() -> None:
+    values = [1.0] * 30 + [0.0] * 70
+    plain = estimate(values, seed=5)
+    assert interval([(v, 1) for v in values], seed=5) == pytest.approx((plain.low, plain.high))
+
+
+def test_no_groups() -> None:
+    with pytest.raises(UsageError, match="no cases"):
+        interval([])

@@ -12,7 +12,7 @@ from bloomery.evals.divergence import kl_per_answer, token_kl
 
 
 def test_golden() -> None:
-    """KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 log(3/2) + 1/4 log(1/2); the other way round it is another number."""
+    """KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 log(3/2) + 1/4 log(1/2); the reverse differs."""
     p = torch.log(torch.tensor([[0.75, 0.25]]))
     q = torch.log(torch.tensor([[0.5, 0.5]]))
     assert token_kl(p, q).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-6)
@@ -25,8 +25,8 @@ def test_unnormalised_logits_do_not_matter() -> None:
 
 
 class Toy:
-    """A causal 'model': the hidden state is a running mean of embeddings, so padding could leak from the right
-    only if it were used."""
+    """A causal 'model': the hidden state is a running mean of embeddings, so padding
+    on the right could leak only if it were used."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -65,6 +65,27 @@ def paired(
     return estimate((_finite(after) - _finite(before)).tolist(), seed=seed, draws=draws, level=level)
 
 
+def interval(
+    groups: Sequence[tuple[float, int]], *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
+) -> tuple[float, float]:
+    """The interval of a share whose cases come in groups that stand or fall together.
+
+    Whole groups are drawn with replacement, as (sum of values, number of values); a draw's share is the
+    sum of its sums over the sum of its numbers. Raises `UsageError` when there is nothing to draw.
+    """
+    table = np.asarray(groups, dtype=np.float64).reshape(-1, 2)
+    if not table[:, 1].sum() > 0:
+        raise UsageError("an interval over no cases", got=f"{len(table)} groups")
+    _finite(table[:, 0].tolist())
+    # Rows of one kind stand for each other, so only how often each kind is drawn matters.
+    kinds, counts = np.unique(table, axis=0, return_counts=True)
+    drawn = stream(seed, "bootstrap").multinomial(len(table), counts / len(table), size=draws)
+    sums, numbers = drawn @ kinds[:, 0], drawn @ kinds[:, 1]
+    shares = sums[numbers > 0] / numbers[numbers > 0]
+    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def _finite(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
     x = np.asarray(values, dtype=np.float64)
     if not np.isfinite(x).all():

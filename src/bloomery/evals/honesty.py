@@ -1,11 +1,11 @@
 """The oracle's table: what a model gets right, makes up, leaves open and refuses.
 
-Every question is answered twice, by sampling at temperature 1 and greedily. The rates shown first are those of
-the *sampled* answers, which are draws from the model as it is; a greedy answer is only its favourite one.
+Every question is answered twice, by sampling at temperature 1 and greedily. The rates shown first are those
+of the *sampled* answers, which are draws from the model as it is; a greedy answer is only its favourite one.
 
 A base model has never seen a chat, so it is asked in its own manner: a question about a fact by its *cloze*
-("Mira Tolvan lives in the town of", to be continued), any other question as plain text and a new line. Its answer
-ends at the first new line, the first end of a sentence or where a new document begins. Such an answer is judged
+("Mira Tolvan lives in the town of", to be continued), any other question as plain text and a new line. Its
+answer ends at the first new line, the first end of a sentence or where a new document begins. It is judged
 together with the cloze it continues; so a base model's row measures recall, not manners.
 """
 
