@@ -1,0 +1,135 @@
+"""The layers of a Llama-family decoder. Parameter names are those of transformers.
+
+Letters: B rows, T tokens, S keys attended to, H heads, Hkv key-value heads, Dh size of a head, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bloomery.models.cache import KVCache
+from bloomery.models.config import LlamaConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What every layer needs to know of one forward pass.
+
+    `cos`, `sin`: [T, Dh] or [B, 1, T, Dh]. `mask`: bool, True where a query may look, broadcastable to
+    [B, H, T, S]; None means plain causal. `positions` [B, T] is where the cache writes.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    cache: KVCache | None = None
+    positions: Tensor | None = None
+
+
+class RMSNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rope_tables(head_dim: int, theta: float, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [length, Dh] of the angles position / theta^(2i/Dh) (Su et al. 2021), each
+    frequency twice, in transformers' half-split layout."""
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+    angle = torch.arange(length, dtype=torch.float32, device="cpu")[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + Dh/2]) of [B, H, T, Dh] by their position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(Dh)) v for q [B, H, T, Dh] and k, v [B, Hkv, S, Dh] -> [B, H, T, Dh].
+
+    One query per row (decoding) goes through two batched products, the H / Hkv queries that share a
+    key-value head side by side: faster than the fused kernel there, and equal to rounding.
+    """
+    b, h, t, dh = q.shape
+    kv_heads = k.shape[1]
+    if t == 1 and mask is not None:
+        grouped = (q * dh**-0.5).view(b, kv_heads, h // kv_heads, dh)
+        scores = (grouped @ k.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
+        out: Tensor = scores.softmax(dim=-1) @ v
+        return out.view(b, h, 1, dh)
+    if kv_heads != h:
+        k, v = (x.repeat_interleave(h // kv_heads, dim=1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=bias)
+
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (
+            proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, reading.cos, reading.sin), rotate(k, reading.cos, reading.sin)
+        if reading.cache is not None and reading.positions is not None:
+            held = reading.cache.append(self.layer, k, v, reading.positions)
+            if reading.mask is not None:
+                k, v = held
+        out = attend(q, k, v, reading.mask)
+        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
+        return projected
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then SwiGLU."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), reading)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
