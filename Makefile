@@ -21,7 +21,7 @@ AGAIN = for try in 1 2 3; do $(1) && exit 0; echo "==> try $$try failed"; sleep 
 .PHONY: help demo test lint clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer" >&2; exit 1; }
