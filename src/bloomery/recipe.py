@@ -68,8 +68,13 @@ def input_paths(recipe: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path
             yield from input_paths(value, f"{key}.")
         elif isinstance(value, Path) and _is_input(field.annotation, field.metadata):
             yield key, value
-        elif isinstance(value, tuple | list) and _is_input(field.annotation, field.metadata):
-            yield from ((f"{key}[{i}]", item) for i, item in enumerate(value) if isinstance(item, Path))
+        elif isinstance(value, tuple | list):
+            marked = _is_input(field.annotation, field.metadata)
+            for i, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from input_paths(item, f"{key}[{i}].")
+                elif marked and isinstance(item, Path):
+                    yield f"{key}[{i}]", item
 
 
 def _is_input(annotation: Any, metadata: Sequence[Any]) -> bool:

@@ -30,8 +30,14 @@ class Make(Section):
     inner: Inner = Inner()
 
 
+class Source(Section):
+    name: str
+    path: InputPath
+
+
 class Join(Section):
-    parts: tuple[InputPath, ...]
+    parts: tuple[InputPath, ...] = ()
+    sources: tuple[Source, ...] = ()
     extra: InputPath | None = None
     times: int = 1
 
@@ -51,7 +57,11 @@ class Workshop:
     def join(self, recipe: Section, out: Path) -> None:
         assert isinstance(recipe, Join)
         self._start(out)
-        paths = [*recipe.parts, *([recipe.extra] if recipe.extra else [])]
+        paths = [
+            *recipe.parts,
+            *(source.path for source in recipe.sources),
+            *([recipe.extra] if recipe.extra else []),
+        ]
         (out / "text.txt").write_text("".join(p.read_text() for p in paths) * recipe.times)
         lineage.write_manifest(out)
 
@@ -70,7 +80,9 @@ class Workshop:
                 Step("left", "make", left or Make()),
                 Step("right", "make", Make(text="coal")),
                 Step("joint-1", "join", Join(parts=parts, times=times, extra=extra)),
-                Step("last", "join", Join(parts=(self.out / "joint-1" / "text.txt",))),
+                Step(
+                    "last", "join", Join(sources=(Source(name="j", path=self.out / "joint-1" / "text.txt"),))
+                ),
             ),
             aliases={"joint": "joint-1"},
         )
