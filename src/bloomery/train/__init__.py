@@ -1,0 +1,1 @@
+"""What every training loop shares: optimizer, schedule, precision, the guarded step, checkpoints, runs."""
