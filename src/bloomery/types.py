@@ -172,6 +172,26 @@ class Completion:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One answer to one prompt, and everything a reward may want to know of it."""
+
+    prompt: Prompt
+    prompt_tokens: tuple[int, ...]
+    completion: Completion
+    text: str
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.prompt_tokens + self.completion.tokens
+
+
+class Reward(Protocol):
+    """A number for each answer: a trained reward model, a rule, a judge. Higher is better."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]: ...
+
+
 class Generate(Protocol):
     """Prompts of token ids in, completions out: the engine in process, or a server over HTTP."""
 

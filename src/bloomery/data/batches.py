@@ -38,6 +38,11 @@ class TokenBatch:
             self.tokens.to(device), self.mask.to(device), self.segments.to(device), self.num_bytes
         )
 
+    def split(self, parts: int) -> list[TokenBatch]:
+        """The rows in `parts` nearly equal micro-batches; `num_bytes` stays with the whole."""
+        pieces = zip(*(t.chunk(parts) for t in (self.tokens, self.mask, self.segments)), strict=True)
+        return [TokenBatch(*piece) for piece in pieces]
+
 
 def pack_documents(
     corpus: Corpus,

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from bloomery.evals.bootstrap import interval
+import numpy as np
+
+from bloomery.evals.bootstrap import DRAWS, LEVEL
+from bloomery.seeds import stream
 from bloomery.types import ranked_pairs
 
 
@@ -44,13 +47,14 @@ def report_card(held_out: Sequence[Scored], length_sign: int, gold: Gold | None 
     agreed = [list(verdicts(s, unanimous=True)) for s in held_out]
     ceiling = [list(peer_agreement(s)) for s in held_out]
     length = [list(length_verdicts(s, length_sign)) for s in held_out]
+    trust = calibration(held_out)
     return {
         **_rate("accuracy", per_slate),
         "agreed": _rate("accuracy", agreed),
         "agreement": _share(ceiling),
         "length_baseline": _share(length),
-        "eval_ece": calibration(held_out)["ece"],
-        "calibration": calibration(held_out),
+        "eval_ece": trust["ece"],
+        "calibration": trust,
         "by_kind": by_kind(held_out, gold) if gold else {},
         "num_slates": len(held_out),
     }
@@ -91,8 +95,8 @@ def length_preference(texts: Sequence[Sequence[str]], ranks: Sequence[Sequence[S
     for answers, rows in zip(texts, ranks, strict=True):
         for row in rows:
             seen = [k for k, rank in enumerate(row) if rank > 0]
-            for w, l, tie in ranked_pairs([row[k] for k in seen]):
-                gap = len(answers[seen[w]]) - len(answers[seen[l]])
+            for winner, loser, tie in ranked_pairs([row[k] for k in seen]):
+                gap = len(answers[seen[winner]]) - len(answers[seen[loser]])
                 won += 0 if tie else (gap > 0) - (gap < 0)
     return 1 if won >= 0 else -1
 
@@ -168,5 +172,13 @@ def _rate(name: str, groups: Sequence[Sequence[float]]) -> dict[str, Any]:
     share, num_pairs = _share(groups), sum(len(g) for g in groups)
     if share is None:
         return {name: None, "low": None, "high": None, "num_pairs": 0}
-    low, high = interval([(sum(g), len(g)) for g in groups if g])
+    low, high = _interval([g for g in groups if g])
     return {name: share, "low": low, "high": high, "num_pairs": num_pairs}
+
+
+def _interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Percentile bootstrap of the share over all values, drawing whole groups."""
+    sums, counts = np.array([sum(g) for g in groups]), np.array([len(g) for g in groups])
+    drawn = stream(0, "bootstrap").multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=DRAWS)
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -35,6 +35,7 @@ def kwise_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
         `[G]`, one value per ranking; 0.0 for a ranking with fewer than two completions.
     """
     pairs, target = ranking_pairs(ranks, mask)
+    scores = torch.where(mask, scores, torch.zeros_like(scores))
     gap = scores[:, :, None] - scores[:, None, :]
     loss = -(target * logsigmoid(gap) + (1 - target) * logsigmoid(-gap))
     count = pairs.sum((1, 2)).clamp(min=1)

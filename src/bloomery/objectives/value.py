@@ -25,7 +25,7 @@ def clipped_value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """`1 - Var(returns - values) / Var(returns)` over counted tokens: 1 perfect, 0 no better than a constant."""
+    """`1 - Var(returns - values) / Var(returns)` over counted tokens: 1 perfect, 0 like a constant."""
     wanted, error = returns[mask], (returns - values)[mask]
     spread = wanted.var(unbiased=False)
     return float(1 - error.var(unbiased=False) / spread) if spread > 0 else 0.0

@@ -1,6 +1,6 @@
 """Evaluation of one model: the oracle's table, held-out text, divergence from a reference, sample answers.
 
-Writes evaluation.json (see `summary`) and answers.jsonl (every answer with its verdict, both decodings), from
+Writes evaluation.json and, where an oracle knows the answers, answers.jsonl: every answer with its verdict, from
 which two evaluations of the same questions are compared pair by pair.
 """
 
@@ -12,38 +12,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bloomery.train.run import Run
 from pydantic import Field
 
 from bloomery.data.shards import Corpus
-from bloomery.errors import ArtifactError, DataError
+from bloomery.data.sources import read_prompts
+from bloomery.errors import ArtifactError, DataError, UsageError
 from bloomery.evals import honesty
+from bloomery.evals.ask import Asked, Reply, ask
 from bloomery.evals.bootstrap import Estimate, estimate
 from bloomery.evals.divergence import kl_per_answer
-from bloomery.evals.honesty import Judged, Reply
 from bloomery.evals.language import held_out_bits
 from bloomery.infer.engine import Engine
-from bloomery.lineage import digest_path
+from bloomery.lineage import digest_path, write_json
 from bloomery.models import hub
+from bloomery.models.llama import Llama
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.model import score_sequences
-from bloomery.seeds import stream
+from bloomery.seeds import derive, stream
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import precision
+from bloomery.train.run import Run
 from bloomery.world import Oracle, Question, World
 
 FORMAT = "bloomery-evaluation-1"
+DECODINGS = {"sampled": 1.0, "greedy": 0.0}
 
 
 class Evaluate(Section):
-    """Measure a model on questions with known answers, on held-out text, and against a reference."""
+    """Measure a model: on questions with known answers, on held-out text, and against a reference."""
 
     model: InputPath
-    world: InputPath
-    """The directory of a world stage: its world.json, and its questions unless given apart."""
+    world: InputPath | None = None
+    """The directory of a world stage, whose oracle judges the answers to its held-out questions."""
     questions: InputPath | None = None
-    """Questions to ask, JSON Lines; those of the "eval" split are taken."""
+    """Without a world: prompts to answer. With one: questions to ask instead of the world's own."""
     reference: InputPath | None = None
     """What `kl` is measured against: the SFT model."""
     corpus: InputPath | None = None
@@ -51,7 +54,7 @@ class Evaluate(Section):
     reward: InputPath | None = None
     """A reward model whose score of each answer is written beside the oracle's."""
     chat: bool = True
-    """False for a base model, which is asked by continuation (see bloomery.evals.honesty)."""
+    """False for a base model, which is asked by continuation (see bloomery.evals.ask)."""
     seed: int = 0
     max_tokens: int = Field(40, ge=1)
     """An answer longer than this is cut, and counts as unfinished."""
@@ -68,66 +71,96 @@ class Evaluate(Section):
 def run(recipe: Evaluate, out: Path) -> None:
     precision.setup("fp32", recipe.threads)
     with Run(out, stage="evaluate", recipe=recipe) as run:
-        world = World.from_json((recipe.world / "world.json").read_text(encoding="utf-8"))
-        questions = read_questions(recipe.questions or recipe.world / "questions.jsonl", recipe)
-        chat, device = Chat(Tokenizer.load(recipe.model)), precision.device()
-        model = hub.load(recipe.model).to(device).train(False)
-        tokenizer, oracle = chat.tokenizer, Oracle(world)
-        stop = tokenizer.end_id if recipe.chat else tokenizer.doc_id
-        engine = Engine(model, stop_id=stop, pad_id=tokenizer.pad_id)
-        replies: dict[str, list[Reply]] = {}
-        answers: dict[str, list[Judged]] = {}
-        for decoding, temperature in (("sampled", 1.0), ("greedy", 0.0)):
-            replies[decoding] = honesty.ask(
-                engine,
-                chat,
-                questions,
-                base=not recipe.chat,
-                temperature=temperature,
-                max_tokens=recipe.max_tokens,
-                seed=recipe.seed,
-            )
-            proxies = reward_scores(recipe, chat, questions, replies[decoding])
-            answers[decoding] = honesty.judge(oracle, questions, replies[decoding], proxies)
-        kl = divergence(recipe, model, replies["sampled"], tokenizer.pad_id)
-        bits = (
-            held_out_bits(model, Corpus.open(recipe.corpus), length=model.config.max_position_embeddings)
-            if recipe.corpus
-            else {}
-        )
-        tree = summary(recipe, questions, answers, kl, bits)
-        (out / "evaluation.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (out / "answers.jsonl").write_text(
-            "".join(honesty.write_answers(d, a) for d, a in answers.items()), "utf-8"
-        )
-        found = tree["sampled"]
-        run.line(
-            f"{len(questions)} questions: graded reward {found['graded_reward']['mean']:.3f} sampled, "
-            f"{tree['greedy']['graded_reward']['mean']:.3f} greedy"
-        )
-        run.finish(data=[{"source": "questions of the embedded world", "questions": len(questions)}])
+        asked = questions(recipe)
+        chat = Chat(Tokenizer.load(recipe.model))
+        model = hub.load(recipe.model).to(precision.device()).train(False)
+        replies = {decoding: answer(recipe, model, chat, asked, decoding) for decoding in DECODINGS}
+        proxies = {decoding: reward_scores(recipe, chat, asked, found) for decoding, found in replies.items()}
+        tree: dict[str, Any] = {
+            "format": FORMAT,
+            "model": digest_path(recipe.model),
+            "chat": recipe.chat,
+            "seed": recipe.seed,
+            "num_questions": len(asked),
+        }
+        judged = judge(recipe, asked, replies, proxies)
+        if judged:
+            rows = {decoding: [asdict(a) for a in found] for decoding, found in judged.items()}
+            tree |= {d: _json(honesty.measure(found, recipe.seed)) for d, found in judged.items()}
+            tree["by_kind"] = {
+                d: {kind: _json(row) for kind, row in honesty.by_kind(found, recipe.seed).items()}
+                for d, found in judged.items()
+            }
+            lines = "".join(honesty.write_answers(d, a) for d, a in judged.items())
+            (out / "answers.jsonl").write_text(lines, encoding="utf-8")
+        else:
+            rows = {d: plain_rows(asked, found, proxies[d]) for d, found in replies.items()}
+            tree |= {d: _json(plain_metrics(found, recipe.seed)) for d, found in rows.items()}
+        tree["bpb"] = bits(recipe, model)
+        kl = divergence(recipe, model, replies["sampled"], chat.tokenizer.pad_id)
+        tree["kl"] = kl.to_json() if kl else None
+        tree["conversations"] = conversations(asked, rows, recipe.samples)
+        write_json(out / "evaluation.json", tree)
+        run.line(headline(tree))
+        run.finish(data=[{"source": "questions", "questions": len(asked)}])
 
 
-def read_questions(path: Path, recipe: Evaluate) -> list[Question]:
-    """The held-out questions in their order. Raises `DataError` naming the line of a bad one."""
-    found: list[Question] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            question = Question.from_json(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError("this line is no question", where=f"{path}:{number}", got=error) from None
-        if question.split == "eval":
-            found.append(question)
-    if not found:
-        raise DataError("there are no evaluation questions", where=path, expected='lines of the split "eval"')
-    if recipe.limit is not None and recipe.limit < len(found):
-        kept = stream(recipe.seed, "evaluate", "limit").choice(len(found), recipe.limit, replace=False)
-        found = [found[i] for i in sorted(kept)]
-    return found
+def questions(recipe: Evaluate) -> list[Asked]:
+    """The questions to ask, in order: a world's held-out ones, or plain prompts.
+
+    Raises `DataError` naming the line of a bad question, `UsageError` when there is nothing to ask.
+    """
+    asked: list[Asked] = []
+    if recipe.world is not None:
+        path = recipe.questions or recipe.world / "questions.jsonl"
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            try:
+                question = Question.from_json(line) if line else None
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError("this line is no question", where=f"{path}:{number}", got=error) from None
+            if question and question.split == "eval":
+                asked.append(question)
+    elif recipe.questions is not None:
+        asked.extend(read_prompts(recipe.questions))
+    if not asked:
+        raise UsageError(
+            "there is nothing to ask", do="give `world`, or `questions` with at least one prompt"
+        )
+    if recipe.limit is not None and recipe.limit < len(asked):
+        kept = stream(recipe.seed, "evaluate", "limit").choice(len(asked), recipe.limit, replace=False)
+        asked = [asked[i] for i in sorted(kept)]
+    return asked
+
+
+def answer(recipe: Evaluate, model: Llama, chat: Chat, asked: Sequence[Asked], decoding: str) -> list[Reply]:
+    stop = chat.tokenizer.end_id if recipe.chat else chat.tokenizer.doc_id
+    return ask(
+        Engine(model, stop_id=stop, pad_id=chat.tokenizer.pad_id),
+        chat,
+        asked,
+        base=not recipe.chat,
+        temperature=DECODINGS[decoding],
+        max_tokens=recipe.max_tokens,
+        seed=recipe.seed,
+    )
+
+
+def judge(
+    recipe: Evaluate,
+    asked: Sequence[Asked],
+    replies: Mapping[str, Sequence[Reply]],
+    proxies: Mapping[str, Sequence[float] | None],
+) -> dict[str, list[honesty.Judged]]:
+    """The oracle's verdicts by decoding; empty where no world knows the answers."""
+    if recipe.world is None:
+        return {}
+    oracle = Oracle(World.from_json((recipe.world / "world.json").read_text(encoding="utf-8")))
+    known = [q for q in asked if isinstance(q, Question)]
+    return {d: honesty.judge(oracle, known, found, proxies[d]) for d, found in replies.items()}
 
 
 def reward_scores(
-    recipe: Evaluate, chat: Chat, questions: Sequence[Question], replies: Sequence[Reply]
+    recipe: Evaluate, chat: Chat, asked: Sequence[Asked], replies: Sequence[Reply]
 ) -> list[float] | None:
     """What the reward model says of each answer, rendered as a chat whoever wrote it."""
     if recipe.reward is None:
@@ -136,7 +169,7 @@ def reward_scores(
     end = chat.tokenizer.end_id
     sequences = [
         (*chat.prompt(question.messages), *chat.tokenizer.encode(reply.text), end)
-        for question, reply in zip(questions, replies, strict=True)
+        for question, reply in zip(asked, replies, strict=True)
     ]
     scores: list[float] = score_sequences(
         model, sequences, chat.tokenizer.pad_id, batch_tokens=recipe.batch_tokens
@@ -144,7 +177,7 @@ def reward_scores(
     return scores
 
 
-def divergence(recipe: Evaluate, model: Any, replies: Sequence[Reply], pad_id: int) -> Estimate | None:
+def divergence(recipe: Evaluate, model: Llama, replies: Sequence[Reply], pad_id: int) -> Estimate | None:
     """Mean KL(model || reference) of a sampled answer, in nats; 0 for the reference itself."""
     if recipe.reference is None:
         return None
@@ -164,64 +197,82 @@ def divergence(recipe: Evaluate, model: Any, replies: Sequence[Reply], pad_id: i
         device=precision.device(),
         batch_tokens=recipe.batch_tokens,
     )
-    return estimate(values, seed=recipe.seed)
+    return estimate(values, seed=derive(recipe.seed, "kl"))
 
 
-def summary(
-    recipe: Evaluate,
-    questions: Sequence[Question],
-    answers: Mapping[str, list[Judged]],
-    kl: Estimate | None,
-    bits: Mapping[str, Estimate],
-) -> dict[str, Any]:
-    """evaluation.json: every number as {"mean", "low", "high", "n"}.
+def bits(recipe: Evaluate, model: Llama) -> dict[str, Any] | None:
+    """Held-out bits per byte, in "all" and by source."""
+    if recipe.corpus is None:
+        return None
+    length = model.config.max_position_embeddings
+    return _json(held_out_bits(model, Corpus.open(recipe.corpus), length=length, seed=recipe.seed))
 
-    `sampled` and `greedy` hold the metrics of `bloomery.evals.honesty`, `by_kind` the same apart for each
-    kind of question, `bpb` bits per byte by source, `kl` nats per sampled answer, `conversations` samples.
-    """
-    return {
-        "format": FORMAT,
-        "model": digest_path(recipe.model),
-        "chat": recipe.chat,
-        "seed": recipe.seed,
-        "num_questions": len(questions),
-        **{d: _json(honesty.measure(found, recipe.seed)) for d, found in answers.items()},
-        "by_kind": {
-            d: {kind: _json(row) for kind, row in honesty.by_kind(found, recipe.seed).items()}
-            for d, found in answers.items()
-        },
-        "bpb": _json(bits) or None,
-        "kl": asdict(kl) if kl else None,
-        "conversations": conversations(questions, answers, recipe.samples),
+
+def plain_rows(
+    asked: Sequence[Asked], replies: Sequence[Reply], proxies: Sequence[float] | None
+) -> list[dict[str, Any]]:
+    """What can be said of answers that no oracle judges."""
+    return [
+        {
+            "id": question.id,
+            "kind": question.kind,
+            "text": reply.text,
+            "finished": reply.finished,
+            "tokens": len(reply.completion),
+            "proxy": None if proxies is None else proxies[i],
+        }
+        for i, (question, reply) in enumerate(zip(asked, replies, strict=True))
+    ]
+
+
+def plain_metrics(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Estimate]:
+    values = {
+        "unfinished_rate": [float(not row["finished"]) for row in rows],
+        "length": [float(row["tokens"]) for row in rows],
+        "proxy_reward": [row["proxy"] for row in rows if row["proxy"] is not None],
     }
+    return {name: estimate(found, seed=derive(seed, name)) for name, found in values.items()}
 
 
 def conversations(
-    questions: Sequence[Question], answers: Mapping[str, list[Judged]], count: int
+    asked: Sequence[Asked], rows: Mapping[str, Sequence[Mapping[str, Any]]], count: int
 ) -> list[dict[str, Any]]:
     """Questions with both answers to each, the kinds in turn, so that every kind occurs.
 
-    Which questions is decided by the questions alone: every model shows its answers to the same ones.
+    Which questions is decided by their number and kinds alone: every model answers the same ones.
     """
     groups: dict[str, list[int]] = {}
-    order = stream(0, "evaluate", "samples").permutation(len(questions))
-    for i in order:
-        groups.setdefault(answers["sampled"][i].group, []).append(int(i))
-    rounds = max((len(g) for g in groups.values()), default=0)
-    chosen = [
-        groups[name][turn] for turn in range(rounds) for name in sorted(groups) if turn < len(groups[name])
-    ]
+    for i in stream(0, "evaluate", "samples").permutation(len(asked)):
+        groups.setdefault(_group(asked[i]), []).append(int(i))
+    turns = max((len(group) for group in groups.values()), default=0)
+    chosen = [groups[name][t] for t in range(turns) for name in sorted(groups) if t < len(groups[name])]
     return [
         {
-            "id": questions[i].id,
-            "kind": answers["sampled"][i].group,
-            "stranger": questions[i].unlabelled_person,
-            "messages": [m.model_dump(exclude_none=True) for m in questions[i].messages],
-            "answer": questions[i].answer,
-            **{d: asdict(found[i]) for d, found in answers.items()},
+            "id": asked[i].id,
+            "kind": _group(asked[i]),
+            "messages": [m.model_dump(exclude_none=True) for m in asked[i].messages],
+            "answer": getattr(asked[i], "answer", None),
+            **{decoding: dict(found[i]) for decoding, found in rows.items()},
         }
         for i in chosen[:count]
     ]
+
+
+def _group(question: Asked) -> str:
+    exposure = question.exposure if isinstance(question, Question) and question.kind == "fact" else None
+    return f"{question.kind}/{exposure}" if exposure else question.kind or "prompt"
+
+
+def headline(tree: Mapping[str, Any]) -> str:
+    parts = [f"{tree['num_questions']} questions"]
+    for decoding in DECODINGS:
+        graded = tree[decoding].get("graded_reward")
+        parts += [f"graded reward {graded['mean']:.3f} {decoding}"] if graded else []
+    if tree["bpb"]:
+        parts.append(f"{tree['bpb']['all']['mean']:.3f} bits per byte")
+    if tree["kl"]:
+        parts.append(f"KL {tree['kl']['mean']:.2f}")
+    return ", ".join(parts)
 
 
 def _json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Prompts in, answers out, and the tensors a policy update needs of them."""

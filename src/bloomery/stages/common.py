@@ -1,0 +1,72 @@
+"""Settings that several stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from bloomery.recipe import Section
+from bloomery.seeds import derive
+from bloomery.train import optim, precision, schedule
+
+
+class Optimiser(Section):
+    """AdamW and its learning rate over time."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """The highest learning rate of the run."""
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    """How it changes after the warm-up; `wsd` is warmup, stable, decay."""
+    warmup: int = Field(20, ge=0)
+    """Steps of linear warm-up."""
+    floor: float = Field(0.1, ge=0, le=1)
+    """The last learning rate, as a fraction of the highest."""
+    weight_decay: float = Field(0.1, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    max_norm: float = Field(1.0, gt=0)
+    """Gradients with a larger global norm are scaled down to it."""
+
+    def adamw(self, model: nn.Module) -> torch.optim.AdamW:
+        """An optimizer over the model's trainable parameters."""
+        return optim.adamw(
+            model, lr=self.learning_rate, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+
+    def schedule_step(self, optimizer: torch.optim.Optimizer, step: int, total: int) -> float:
+        """Set and return the learning rate of a step."""
+        lr = schedule.learning_rate(
+            step,
+            total=total,
+            peak=self.learning_rate,
+            warmup=min(self.warmup, total // 2),
+            kind=self.schedule,
+            floor=self.floor,
+        )
+        optim.set_lr(optimizer, lr)
+        return lr
+
+
+class Compute(Section):
+    """Where and how precisely a stage computes."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of matrix products; the weights and the optimizer are fp32 in both."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; all cores when not given."""
+    checkpoint_every: int = Field(200, ge=0)
+    """Steps between checkpoints; 0 writes one only when asked to stop."""
+
+    def setup(self) -> tuple[Callable[[], AbstractContextManager[object]], torch.device]:
+        """Prepare this process; returns the context for forward passes, and the device."""
+        return precision.setup(self.precision, self.threads), precision.device()
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Decided by the name alone, so what is held out stays so when data is added or reordered."""
+    return derive(0, "held out", name) % 10_000 < share * 10_000

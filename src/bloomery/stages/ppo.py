@@ -1,0 +1,288 @@
+"""Proximal policy optimisation against a frozen reward model, with a KL leash to the SFT model and,
+if wanted, the pretraining objective in the same backward pass (PPO-ptx, Ouyang et al. 2022, equation 2)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from bloomery.data.sources import read_prompts
+from pydantic import Field
+from torch import Tensor
+
+from bloomery.data.batches import pack_documents
+from bloomery.data.loader import batch_indices
+from bloomery.data.shards import Corpus
+from bloomery.infer.engine import Engine
+from bloomery.models import hub
+from bloomery.models.llama import Llama, ScalarModel
+from bloomery.objectives import advantage, policy, value
+from bloomery.objectives.language import nll
+from bloomery.objectives.token import aggregate, before, counted_logprobs, masked_mean
+from bloomery.recipe import InputPath, Section
+from bloomery.rewards.model import RewardModel
+from bloomery.rollout.batch import RolloutBatch
+from bloomery.rollout.sample import ask
+from bloomery.seeds import derive, stream
+from bloomery.stages.common import Compute, Optimiser
+from bloomery.text.chat import Chat
+from bloomery.text.tokenizer import Tokenizer
+from bloomery.train import step as update
+from bloomery.train.run import Run
+from bloomery.types import Rollout
+
+
+class Ppo(Section):
+    """Improve a policy against a reward model: PPO with a KL leash, and PPO-ptx when `ptx_coef` > 0."""
+
+    policy: InputPath
+    """Where to start: the SFT model, or the last round's policy."""
+    reference: InputPath
+    """The frozen model the leash is tied to: the SFT model."""
+    reward: InputPath
+    """The frozen reward model; the critic starts from it too."""
+    prompts: InputPath
+    corpus: InputPath | None = None
+    """Pretraining text for the ptx term."""
+    seed: int = 0
+    steps: int = Field(50, ge=1)
+    prompts_per_step: int = Field(128, ge=1)
+    max_tokens: int = Field(32, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    kl_coef: float = Field(0.07, ge=0)
+    """beta: what a nat of divergence from the reference costs."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0)
+    epochs: int = Field(2, ge=1)
+    """Passes over each step's rollouts."""
+    minibatches: int = Field(2, ge=1)
+    """Optimizer steps of a pass."""
+    target_kl: float | None = Field(0.05, gt=0)
+    """Stop a step's passes when the policy has moved this far (nats a token) from where it sampled."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Taken from the score of an answer that did not end."""
+    score_clip: float | None = Field(None, gt=0)
+    """Scores are clipped to plus or minus this."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """gamma of PPO-ptx, for the mean loss per pretraining token."""
+    ptx_batch: int = Field(16, ge=1)
+    ptx_length: int = Field(256, ge=2)
+    optimiser: Optimiser = Optimiser(learning_rate=3e-5, schedule="constant", warmup=5, weight_decay=0.0)
+    critic: Optimiser = Optimiser(learning_rate=1e-4, schedule="constant", warmup=5, weight_decay=0.0)
+    compute: Compute = Compute()
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A step's rollouts with everything the update needs. All `[B, T]`, aligned with `batch.tokens`."""
+
+    batch: RolloutBatch
+    reference_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def run(recipe: Ppo, out: Path) -> None:
+    _, device = recipe.compute.setup()
+    with Run(out, stage="ppo", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
+        chat = Chat(Tokenizer.load(recipe.policy))
+        actor = hub.load(recipe.policy).to(device)
+        reference = hub.load(recipe.reference).to(device).requires_grad_(False)
+        critic = hub.load(recipe.reward, "scalar").to(device)
+        judge = RewardModel(hub.load(recipe.reward, "scalar").to(device), chat.tokenizer.pad_id)
+        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
+        prompts = list(read_prompts(recipe.prompts))
+        rates = recipe.optimiser
+        optimizer, critic_optimizer = rates.adamw(actor), recipe.critic.adamw(critic)
+        run.track(actor=actor, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
+        learner = Learner(actor, critic, optimizer, critic_optimizer, run.guard)
+        engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
+        for step in run.steps(recipe.steps):
+            clock = time.perf_counter()
+            chosen = batch_indices(len(prompts), recipe.prompts_per_step, seed=recipe.seed, step=step)
+            rollouts = ask(
+                engine,
+                chat,
+                [prompts[i] for i in chosen],
+                max_tokens=recipe.max_tokens,
+                temperature=recipe.temperature,
+                seed=derive(recipe.seed, "rollout", step),
+            )
+            sampled = time.perf_counter()
+            scores = torch.tensor(score(judge, rollouts, recipe), device=device)
+            experience, metrics = look_back(recipe, rollouts, scores, critic, reference, chat)
+            scored = time.perf_counter()
+            lr = rates.schedule_step(optimizer, step, recipe.steps)
+            recipe.critic.schedule_step(critic_optimizer, step, recipe.steps)
+            metrics |= improve(recipe, step, experience, learner, corpus)
+            done = time.perf_counter()
+            metrics |= {
+                "episode": (step + 1) * recipe.prompts_per_step,
+                "lr": lr,
+                "timing/generation": sampled - clock,
+                "timing/scoring": scored - sampled,
+                "timing/training": done - scored,
+                "timing/step_total": done - clock,
+                "rollout/tok_per_sec": float(experience.batch.mask.sum()) / (sampled - clock),
+            }
+            run.log(step, metrics)
+        hub.save(actor, out, tokenizer_dir=recipe.policy)
+        run.finish(data=[{"source": str(recipe.prompts), "prompts": len(prompts)}])
+
+
+def score(judge: RewardModel, rollouts: list[Rollout], recipe: Ppo) -> list[float]:
+    """What the reward model says, less the penalty of an answer that was cut off."""
+    found = judge(rollouts)
+    limit = recipe.score_clip or float("inf")
+    return [
+        min(max(s, -limit), limit) - recipe.missing_eos_penalty * (r.completion.finish_reason == "length")
+        for s, r in zip(found, rollouts, strict=True)
+    ]
+
+
+@torch.no_grad()
+def look_back(
+    recipe: Ppo,
+    rollouts: list[Rollout],
+    scores: Tensor,
+    critic: ScalarModel,
+    reference: Llama,
+    chat: Chat,
+) -> tuple[Experience, dict[str, float]]:
+    """Log-probs, values, rewards and advantages of rollouts under the weights that sampled them."""
+    batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id, scores.device)
+    tokens, mask = batch.tokens, batch.mask
+    ref = counted_logprobs(reference(tokens), reference.logits, tokens, mask, recipe.temperature)[0]
+    log_ratio = policy.log_ratio(batch.old_logprobs, ref, mask)
+    rewards = advantage.leashed_rewards(scores, log_ratio, mask, recipe.kl_coef)
+    values = torch.where(mask, before(critic(tokens)), torch.zeros_like(rewards))
+    advantages, returns = advantage.gae(rewards, values, mask, recipe.gamma, recipe.lam)
+    advantages = advantage.whiten(advantages, mask)
+    leash = -recipe.kl_coef * log_ratio.sum(1)
+    ended = sum(r.completion.finish_reason == "stop" for r in rollouts)
+    metrics = {
+        "objective/kl": float(log_ratio.sum(1).mean()),
+        "objective/kl_k1": float(masked_mean(policy.k1(log_ratio), mask)),
+        "objective/kl_k3": float(masked_mean(policy.k3(log_ratio), mask)),
+        "objective/kl_coef": recipe.kl_coef,
+        "objective/entropy": float(-batch.old_logprobs.sum(1).mean()),
+        "objective/scores": float(scores.mean()),
+        "objective/non_score_reward": float(leash.mean()),
+        "objective/rlhf_reward": float((scores + leash).mean()),
+        "explained_variance": value.explained_variance(values, returns, mask),
+        "val/num_eos_tokens": float(ended),
+        "completions/mean_length": float(mask.sum(1).float().mean()),
+        "completions/clipped_ratio": 1 - ended / len(rollouts),
+    }
+    return Experience(batch, ref, values, advantages, returns), metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What learns: the policy and its critic, each with its optimizer."""
+
+    actor: Llama
+    critic: ScalarModel
+    optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer
+    guard: update.Guard
+
+
+def improve(
+    recipe: Ppo, step: int, experience: Experience, learner: Learner, corpus: Corpus | None
+) -> dict[str, float]:
+    """The step's passes over its rollouts: one optimizer step a minibatch. Returns mean metrics."""
+    rows, seen = len(experience.batch.tokens), list[dict[str, float]]()
+    for epoch in range(recipe.epochs):
+        order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(rows))
+        for part, index in enumerate(order.chunk(recipe.minibatches)):
+            actor_loss, critic_loss, metrics = ppo_loss(recipe, experience, index, learner)
+            if not seen:  # the weights are still those that sampled: any difference is the sampler's
+                metrics["sampling/sampling_logp_difference/mean"] = metrics["drift/mean"]
+                metrics["sampling/sampling_logp_difference/max"] = metrics["drift/max"]
+            elif recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
+                return average(seen) | {"policy/stopped_early": 1.0}
+            if corpus is not None:
+                draw = (step * recipe.epochs + epoch) * recipe.minibatches + part
+                ptx = ptx_loss(recipe, learner.actor, corpus, draw)
+                metrics["loss/ptx_avg"] = ptx.item()
+                if not seen:
+                    metrics["grad_norm/ptx"] = norm_of(recipe.ptx_coef * ptx, learner.actor)
+                    metrics["grad_norm/ppo"] = norm_of(actor_loss, learner.actor)
+                actor_loss = actor_loss + recipe.ptx_coef * ptx
+            (actor_loss + critic_loss).backward()
+            total, what = float(actor_loss + critic_loss), f"step {step}, pass {epoch}, minibatch {part}"
+            metrics["grad_norm"] = update.apply(
+                learner.optimizer, (), recipe.optimiser.max_norm, guard=learner.guard, loss=total, batch=what
+            )
+            metrics["grad_norm/critic"] = update.apply(
+                learner.critic_optimizer,
+                (),
+                recipe.critic.max_norm,
+                guard=learner.guard,
+                loss=total,
+                batch=what,
+            )
+            seen.append(metrics)
+    return average(seen) | {"policy/stopped_early": 0.0}
+
+
+def ppo_loss(
+    recipe: Ppo, experience: Experience, rows: Tensor, learner: Learner
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """The clipped surrogate and the critic's loss on some rows of the experience, per counted token."""
+    width = experience.batch.width_of(rows)
+    tokens, mask = experience.batch.tokens[rows, :width], experience.batch.mask[rows, :width]
+    logprobs, entropy = counted_logprobs(
+        learner.actor(tokens), learner.actor.logits, tokens, mask, recipe.temperature
+    )
+    moved = policy.log_ratio(logprobs, experience.batch.old_logprobs[rows, :width], mask)
+    losses, clipped = policy.ppo_clip(moved, experience.advantages[rows, :width], recipe.clip)
+    values = before(learner.critic(tokens))
+    value_losses, value_clipped = value.clipped_value_loss(
+        values, experience.old_values[rows, :width], experience.returns[rows, :width], recipe.value_clip
+    )
+    counted = mask.sum()
+    actor_loss, critic_loss = aggregate(losses, mask, counted), aggregate(value_losses, mask, counted)
+    ratio = moved.detach()[mask].exp()
+    metrics = {
+        "policy/approxkl_avg": float(masked_mean(policy.k3(-moved.detach()), mask)),
+        "policy/clipfrac_avg": float(masked_mean(clipped.float(), mask)),
+        "policy/entropy_avg": float(masked_mean(entropy, mask)),
+        "loss/policy_avg": actor_loss.item(),
+        "loss/value_avg": critic_loss.item(),
+        "val/clipfrac_avg": float(masked_mean(value_clipped.float(), mask)),
+        "val/ratio": float(ratio.mean()),
+        "val/ratio_var": float(ratio.var(unbiased=False)),
+        "drift/mean": float(moved.detach()[mask].abs().mean()),
+        "drift/max": float(moved.detach()[mask].abs().max()),
+    }
+    return actor_loss, critic_loss, metrics
+
+
+def ptx_loss(recipe: Ppo, actor: Llama, corpus: Corpus, draw: int) -> Tensor:
+    """Mean next-token loss on pretraining text: what `ptx_coef` multiplies."""
+    text = pack_documents(
+        corpus, "train", batch_size=recipe.ptx_batch, length=recipe.ptx_length, seed=recipe.seed, step=draw
+    ).to(next(actor.parameters()).device)
+    hidden = actor(text.tokens, segments=text.segments)
+    logprobs = counted_logprobs(hidden, actor.logits, text.tokens, text.mask)[0]
+    return aggregate(nll(logprobs), text.mask, text.mask.sum())
+
+
+def norm_of(loss: Tensor, model: torch.nn.Module) -> float:
+    """The gradient norm one term of a loss would have by itself; leaves the graph and `.grad` as they are."""
+    parts = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+    return float(torch.sqrt(sum((g.square().sum() for g in parts if g is not None), torch.zeros(()))))
+
+
+def average(seen: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the minibatches that logged it, less what only serves the checks."""
+    names = dict.fromkeys(name for metrics in seen for name in metrics if not name.startswith("drift/"))
+    return {name: float(np.mean([m[name] for m in seen if name in m])) for name in names}

@@ -1,0 +1,114 @@
+"""Supervised fine-tuning: imitate demonstrations, on the assistant's tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from bloomery.data.sources import read_conversations
+from pydantic import Field
+
+from bloomery.data.batches import TokenBatch, pad
+from bloomery.data.loader import batch_indices
+from bloomery.models import hub
+from bloomery.models.llama import Llama
+from bloomery.objectives.language import nll
+from bloomery.objectives.token import aggregate, counted_logprobs, masked_mean
+from bloomery.recipe import InputPath, Section
+from bloomery.stages.common import Compute, Optimiser, is_held_out
+from bloomery.text.chat import Chat, Rendered, require_trained
+from bloomery.text.tokenizer import Tokenizer
+from bloomery.train import step as update
+from bloomery.train.run import Run
+
+
+class Sft(Section):
+    """Fine-tune a model on demonstrations; only what the assistant says is trained on."""
+
+    model: InputPath
+    demonstrations: tuple[InputPath, ...]
+    seed: int = 0
+    epochs: float = Field(3.0, gt=0)
+    batch: int = Field(32, ge=1)
+    """Conversations of a step."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the conversations kept for `eval_loss`."""
+    evaluate_every: int = Field(50, ge=1)
+    optimiser: Optimiser = Optimiser(learning_rate=5e-4, weight_decay=0.0)
+    compute: Compute = Compute()
+
+
+def run(recipe: Sft, out: Path) -> None:
+    autocast, device = recipe.compute.setup()
+    with Run(out, stage="sft", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
+        chat = Chat(Tokenizer.load(recipe.model))
+        model = hub.load(recipe.model).to(device)
+        conversations = [c for path in recipe.demonstrations for c in read_conversations(path)]
+        rendered = {c.id: require_trained(chat.render(c.messages), c.id) for c in conversations}
+        context = model.config.max_position_embeddings
+        fit = {name: e for name, e in rendered.items() if len(e.tokens) <= context}
+        if len(fit) < len(rendered):
+            run.line(f"left out {len(rendered) - len(fit)} conversations longer than the context")
+        held_out = [e for name, e in fit.items() if is_held_out(name, recipe.held_out)]
+        training = {name: e for name, e in fit.items() if not is_held_out(name, recipe.held_out)}
+        ids, examples = list(training), list(training.values())
+        optimizer = recipe.optimiser.adamw(model)
+        run.track(model=model, optimizer=optimizer)
+        total = max(1, round(recipe.epochs * len(examples) / recipe.batch))
+        for step in run.steps(total):
+            lr = recipe.optimiser.schedule_step(optimizer, step, total)
+            chosen = batch_indices(len(examples), recipe.batch, seed=recipe.seed, step=step)
+            batch = pad([examples[i] for i in chosen], chat.tokenizer.pad_id).to(device)
+            counted = int(batch.mask.sum())
+            with autocast():
+                logprobs, entropy = answer_logprobs(model, batch)
+                loss = aggregate(nll(logprobs), batch.mask, counted)
+            loss.backward()
+            norm = update.apply(
+                optimizer,
+                model.parameters(),
+                recipe.optimiser.max_norm,
+                guard=run.guard,
+                loss=loss,
+                batch=[ids[i] for i in chosen],
+            )
+            metrics = {
+                "loss": loss.item(),
+                "entropy": float(aggregate(entropy, batch.mask, counted)),
+                "learning_rate": lr,
+                "grad_norm": norm,
+                "mean_token_accuracy": float(masked_mean(logprobs.detach().exp(), batch.mask)),
+                "num_tokens": counted,
+                "epoch": (step + 1) * recipe.batch / len(examples),
+            }
+            if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
+                metrics["eval_loss"] = held_out_loss(
+                    model, held_out, recipe.batch, chat.tokenizer.pad_id, device
+                )
+            run.log(step, metrics)
+        hub.save(model, out, tokenizer_dir=recipe.model)
+        run.finish(
+            data=[{"source": str(p), "conversations": len(conversations)} for p in recipe.demonstrations],
+            people=[
+                {"id": who, "kind": "simulated"}
+                for who in sorted({c.author for c in conversations if c.author})
+            ],
+        )
+
+
+def answer_logprobs(model: Llama, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies of the counted tokens of padded conversations, both `[B, T]`."""
+    return counted_logprobs(model(batch.tokens), model.logits, batch.tokens, batch.mask)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Llama, examples: Sequence[Rendered], batch: int, pad_id: int, device: torch.device
+) -> float:
+    nats, counted = 0.0, 0
+    for start in range(0, len(examples), batch):
+        part = pad(examples[start : start + batch], pad_id).to(device)
+        nats -= float(answer_logprobs(model, part)[0].sum())
+        counted += int(part.mask.sum())
+    return nats / max(counted, 1)

@@ -1,0 +1,46 @@
+"""The embedded world written out: its documents, demonstrations, prompts and questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bloomery.data.convert import write_jsonl
+from pydantic import Field
+
+from bloomery.recipe import Section
+from bloomery.train.run import Run
+from bloomery.types import Prompt
+from bloomery.world import World, demonstrations, documents, questions
+
+
+class WorldRecipe(Section):
+    """Make a small world with ground truth: documents, questions with known answers, demonstrations."""
+
+    seed: int = 0
+    size: int = Field(160, ge=8)
+    """People that the documents tell of; everything else in the world scales with it."""
+    honest_fraction: float = Field(0.3, ge=0, le=1)
+    """Share of the questions nobody can answer that demonstrators answer with "I do not know"."""
+
+
+def run(recipe: WorldRecipe, out: Path) -> None:
+    with Run(out, stage="world", recipe=recipe) as run:
+        world = World.make(recipe.seed, recipe.size)
+        asked = questions(world, recipe.seed)
+        shown = demonstrations(world, asked, recipe.seed, recipe.honest_fraction)
+        texts = documents(world, recipe.seed)
+        (out / "world.json").write_text(world.to_json())
+        write_jsonl(out / "documents.jsonl", texts)
+        write_jsonl(out / "demonstrations.jsonl", shown)
+        write_jsonl(
+            out / "prompts.jsonl",
+            [Prompt(id=q.id, messages=q.messages, kind=q.kind) for q in asked if q.split == "label"],
+        )
+        (out / "questions.jsonl").write_text("".join(q.to_json() + "\n" for q in asked))
+        run.line(f"{len(texts)} documents, {len(asked)} questions, {len(shown)} demonstrations")
+        run.finish(
+            data=[
+                {"source": "embedded world", "seed": recipe.seed, "size": recipe.size, "licence": "generated"}
+            ],
+            people=[{"id": who, "kind": "simulated"} for who in sorted({c.author or "" for c in shown})],
+        )
