@@ -1,12 +1,11 @@
 """Evaluation of one model: the oracle's table, held-out text, divergence from a reference, sample answers.
 
-Writes evaluation.json and, where an oracle knows the answers, answers.jsonl: every answer with its verdict, from
-which two evaluations of the same questions are compared pair by pair.
+Writes evaluation.json and, where an oracle knows the answers, answers.jsonl: every answer with its verdict,
+from which two evaluations of the same questions are compared pair by pair.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,0 +1,305 @@
+"""The numbers of a journey in one place: results.json, and the table that is printed at the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bloomery.errors import ArtifactError
+from bloomery.evals.honesty import differences, read_answers
+from bloomery.journey.run import read_journal
+from bloomery.lineage import write_json
+
+Json = dict[str, Any]
+
+SAMPLED = (
+    "known_accuracy",
+    "fabrication_rate",
+    "abstain_known_rate",
+    "refuse_harmful_rate",
+    "refuse_harmless_rate",
+    "graded_reward",
+)
+KEYS = (*SAMPLED, "graded_reward_greedy", "bpb", "kl")
+STRANGERS = ("fabrication_rate_strangers", "abstain_never_rate_strangers")
+_NAME = re.compile(r"(?:evaluate|eval)-(?:(base|sft|rl)|(?:(?:rl|ppo|round)-)?(\d+))")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the printed table. `better` is +1 where more is better, -1 where less is, 0 for neither."""
+
+    key: str
+    title: str
+    better: int
+    percent: bool
+
+
+COLUMNS = (
+    Column("known_accuracy", "known\nfacts", 1, True),
+    Column("fabrication_rate", "made\nup", -1, True),
+    Column("abstain_known_rate", "abstains\nif known", -1, True),
+    Column("refuse_harmful_rate", "refuses\nharmful", 1, True),
+    Column("refuse_harmless_rate", "refuses\nharmless", -1, True),
+    Column("graded_reward", "graded\nsampled", 1, False),
+    Column("graded_reward_greedy", "graded\ngreedy", 1, False),
+    Column("bpb", "bits per\nbyte", -1, False),
+    Column("kl", "KL to\nSFT", 0, False),
+)
+
+
+def collect(out: Path) -> Json:
+    """Gather the evaluations of a journey and write OUT/results.json; returns what it holds.
+
+    `table` holds plain numbers for base, SFT and the last round (rl), and `kl` with its interval; beside it
+    `intervals` (same shape, [low, high]), `rounds` (a row per round), `sampled` and `greedy` (every metric
+    with interval, by row), `strangers`, `paired` (rl minus sft, question by question), `reward_model`,
+    `seconds` and `seed`. What a journey did not measure is null. Raises `ArtifactError` where there is no
+    evaluation at all.
+    """
+    found = evaluations(out)
+    if not found:
+        raise ArtifactError("no step of this journey evaluated a model", where=out)
+    rows = {name: _read_json(path / "evaluation.json") for name, path in found.items()}
+    rounds = [name for name in rows if name.startswith("rl-")]
+    final = "rl" if "rl" in rows else (rounds[-1] if rounds else None)
+    named: dict[str, Json] = {name: rows[name] for name in ("base", "sft") if name in rows}
+    named |= {"rl": rows[final]} if final else {}
+    cells = {name: _cells(row, name) for name, row in named.items()}
+    results: Json = {
+        "table": {name: _plain(row) for name, row in cells.items()},
+        "intervals": {name: _intervals(row) for name, row in cells.items()},
+        "rounds": [_round(name, rows[name], out) for name in rounds],
+        "sampled": {name: row["sampled"] for name, row in named.items()},
+        "greedy": {name: row["greedy"] for name, row in named.items()},
+        "strangers": {
+            name: {key.removesuffix("_strangers"): row["sampled"][key] for key in STRANGERS}
+            for name, row in named.items()
+            if all(key in row["sampled"] for key in STRANGERS)
+        },
+        "bpb_by_source": {name: row.get("bpb") for name, row in named.items()},
+        "paired": _paired(found["sft"], found[final]) if final and "sft" in found else None,
+        "reward_model": _reward_model(out / "reward"),
+        "seconds": seconds(out),
+        "seed": _seed(out, next(iter(rows.values()))),
+    }
+    write_json(out / "results.json", results)
+    return results
+
+
+def evaluations(out: Path) -> dict[str, Path]:
+    """Row name ("base", "sft", "rl-1", "rl-2" ... or "rl") -> directory of its evaluation, in that order."""
+    found: dict[str, Path] = {}
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match and (path / "evaluation.json").is_file():
+            found[match[1] or f"rl-{match[2]}"] = path
+    return dict(sorted(found.items(), key=lambda item: _place(item[0])))
+
+
+def seconds(out: Path) -> dict[str, float]:
+    """How long each step took to make, whenever that was; empty where there is no journal."""
+    try:
+        return {record.name: record.seconds for record in read_journal(out)}
+    except ArtifactError:
+        return {}
+
+
+def _place(row: str) -> tuple[int, int]:
+    order = {"base": 0, "sft": 1, "rl": 3}
+    return (order[row], 0) if row in order else (2, int(row.removeprefix("rl-")))
+
+
+def _cells(row: Json, name: str) -> Json:
+    """The nine cells of a row, each {"mean", "low", "high"}."""
+    nothing = {"mean": None, "low": None, "high": None}
+    kl = row.get("kl") or (dict.fromkeys(nothing, 0.0) if name == "sft" else nothing)
+    cells = {key: row["sampled"].get(key, nothing) for key in SAMPLED}
+    cells |= {
+        "graded_reward_greedy": row["greedy"].get("graded_reward", nothing),
+        "bpb": (row.get("bpb") or {}).get("all", nothing),
+        "kl": kl,
+    }
+    return {key: {part: cell[part] for part in nothing} for key, cell in cells.items()}
+
+
+def _plain(cells: Json) -> Json:
+    return {key: cell if key == "kl" else cell["mean"] for key, cell in cells.items()}
+
+
+def _intervals(cells: Json) -> Json:
+    return {key: [cell["low"], cell["high"]] for key, cell in cells.items()}
+
+
+def _round(name: str, row: Json, out: Path) -> Json:
+    cells, number = _cells(row, name), name.removeprefix("rl-")
+    card = _reward_model(out / f"reward-{number}")
+    return {
+        "name": name,
+        **_plain(cells),
+        "intervals": _intervals(cells),
+        **{
+            key: (row["sampled"].get(key) or {}).get("mean")
+            for key in ("fabrication_rate_strangers", "abstain_never_rate", "proxy_reward")
+        },
+        "reward_model_accuracy": card["accuracy"],
+    }
+
+
+def _paired(before: Path, after: Path) -> Json | None:
+    """Every metric of `after` minus `before`, sampled and greedy, where both answered the same questions."""
+    files = [path / "answers.jsonl" for path in (before, after)]
+    if not all(file.is_file() for file in files):
+        return None
+    old, new = (read_answers(file.read_text(encoding="utf-8").splitlines(), file) for file in files)
+    return {
+        decoding: {name: d.to_json() for name, d in differences(new[decoding], old[decoding]).items()}
+        for decoding in new
+        if decoding in old
+    }
+
+
+def _reward_model(directory: Path) -> Json:
+    keys = ("accuracy", "low", "high", "agreement", "length_baseline")
+    path = directory / "evaluation.json"
+    card = _read_json(path) if path.is_file() else {}
+    return {key: card.get(key) for key in keys}
+
+
+def _seed(out: Path, row: Json) -> int | None:
+    path = out / "recipe.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    seed = tree.get("seed") if isinstance(tree, dict) else None
+    return seed if isinstance(seed, int) else row.get("seed")
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError("this is not JSON", where=path, got=error) from None
+    if not isinstance(tree, dict):
+        raise ArtifactError("this is not a JSON object", where=path, got=type(tree).__name__)
+    return tree
+
+
+# ------------------------------------------------------------------------------------- on the terminal
+
+
+def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """The journey's table, at most 100 columns wide: a row per model, under each number its 95 % interval."""
+    console = console or Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("", no_wrap=True, style="bold")
+    for column in COLUMNS:
+        arrow = {1: " ↑", -1: " ↓", 0: ""}[column.better]
+        table.add_column(column.title + arrow, justify="right", no_wrap=True)
+    rows = _rows(results)
+    for name, cells, ends in rows:
+        final = name == rows[-1][0] and name not in ("base", "sft")
+        paired = results.get("paired") if final else None
+        table.add_row(
+            {"base": "base", "sft": "SFT"}.get(name, name.replace("rl-", "round ").replace("rl", "RL")),
+            *(_cell(column, cells, ends, paired) for column in COLUMNS),
+            end_section=False,
+        )
+    console.print(table)
+    for line in _notes(results):
+        console.print(Text(line), style="dim" if line.startswith(" ") else "", soft_wrap=True)
+
+
+def _rows(results: Mapping[str, Any]) -> list[tuple[str, Json, Json]]:
+    table, ends = results["table"], results["intervals"]
+    rows = [(name, table[name], ends[name]) for name in ("base", "sft") if name in table]
+    rounds = results.get("rounds") or []
+    rows += [(row["name"], row, row["intervals"]) for row in rounds[:-1]]
+    return rows + ([("rl", table["rl"], ends["rl"])] if "rl" in table else [])
+
+
+def _cell(column: Column, cells: Json, ends: Json, paired: Json | None) -> Text:
+    value = cells[column.key]["mean"] if column.key == "kl" else cells[column.key]
+    if value is None:
+        return Text("–", style="dim")
+    low, high = ends[column.key]
+    shown = f"{100 * value:.1f}%" if column.percent else f"{value:.3f}"
+    text = Text(shown, style=_verdict(column, paired))
+    if low is None:
+        return text
+    if column.percent:
+        small = f"{100 * low:.0f}–{100 * high:.0f}"
+    else:
+        small = f"{low:.2f} {high:.2f}" if low or high else ""
+    return text.append("\n" + small, style="dim not bold default")
+
+
+def _verdict(column: Column, paired: Json | None) -> str:
+    """Green where the last model is better than SFT beyond chance, red where it is worse."""
+    if not paired or not column.better:
+        return "bold"
+    decoding, key = "sampled", column.key
+    if key == "graded_reward_greedy":
+        decoding, key = "greedy", "graded_reward"
+    change = (paired.get(decoding) or {}).get(key)
+    if not change or change["low"] is None or change["low"] <= 0.0 <= change["high"]:
+        return "bold"
+    return "bold green" if (change["mean"] > 0) == (column.better > 0) else "bold red"
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    """Lines under the table; those that begin with a space are explanations."""
+    lines = []
+    paired = results.get("paired")
+    if paired:
+        lines.append("RL minus SFT, question by question, with 95 % intervals:")
+        for decoding, changes in paired.items():
+            parts = [
+                f"{word} {_signed(changes[key], percent)}"
+                for key, word, percent in (
+                    ("graded_reward", "graded reward", False),
+                    ("known_accuracy", "known facts", True),
+                    ("fabrication_rate", "made up", True),
+                )
+                if key in changes
+            ]
+            lines.append(f"  {decoding:8}" + "   ".join(parts))
+    strangers = {name: row["fabrication_rate"] for name, row in (results.get("strangers") or {}).items()}
+    told = [f"{name} {100 * e['mean']:.1f}%" for name, e in strangers.items() if e["mean"] is not None]
+    if told:
+        lines.append("Made up about people whom no annotator was asked about: " + ", ".join(told))
+    card = results.get("reward_model") or {}
+    if card.get("accuracy") is not None:
+        lines.append(_reward_line(card))
+    lines.append(
+        "  Sampled at temperature 1 unless said otherwise; small: 95 % bootstrap interval. ↑ more is better, "
+        "↓ less is."
+    )
+    return lines
+
+
+def _reward_line(card: Json) -> str:
+    line = f"Reward model: {100 * card['accuracy']:.1f}% of held-out comparisons"
+    if card.get("low") is not None:
+        line += f" ({100 * card['low']:.1f}–{100 * card['high']:.1f})"
+    if card.get("agreement") is not None:
+        line += f"; annotators agree with each other on {100 * card['agreement']:.1f}%"
+    if card.get("length_baseline") is not None:
+        line += f"; length alone {100 * card['length_baseline']:.1f}%"
+    return line
+
+
+def _signed(change: Json, percent: bool) -> str:
+    if change["mean"] is None:
+        return "–"
+    scale, digits, unit = (100.0, 1, " points") if percent else (1.0, 3, "")
+    mean, low, high = (scale * change[part] for part in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})"
