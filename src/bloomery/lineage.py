@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from bloomery.errors import ArtifactError
-from bloomery.recipe import Section, input_paths
+from bloomery.recipe import Section, input_keys
 from bloomery.types import Annotator, Policy, Ranking, Record
 
 MANIFEST = "MANIFEST.json"
@@ -95,10 +94,7 @@ def code_version() -> str:
 def resolved(recipe: Section) -> dict[str, Any]:
     """The recipe as JSON with every input path replaced by the digest of what lies there."""
     tree: dict[str, Any] = recipe.model_dump(mode="json")
-    for name, path in input_paths(recipe):
-        *outer, last = [
-            int(k[1:-1]) if k.startswith("[") else k for k in re.findall(r"\[\d+\]|[^.\[]+", name)
-        ]
+    for (*outer, last), path in input_keys(recipe):
         inner: Any = tree
         for key in outer:
             inner = inner[key]
@@ -226,7 +222,7 @@ class Person(Annotator):
     """Somebody whose judgements shaped an artifact. `given` counts their rankings per source (the digest
     of the file of rankings), so that a union over parents counts no ranking twice."""
 
-    rankings: int = Field(ge=0)
+    rankings: int = Field(default=0, ge=0)
     given: dict[str, int] = Field(default_factory=dict)
 
 
@@ -264,7 +260,7 @@ def union_people(groups: Iterable[Iterable[Person]]) -> tuple[Person, ...]:
     merged: dict[tuple[str, str], dict[str, int]] = {}
     for person in (person for group in groups for person in group):
         given = merged.setdefault((person.id, person.kind), {})
-        for source, count in (person.given or {"": person.rankings}).items():
+        for source, count in person.given.items():
             given[source] = max(count, given.get(source, 0))
     return tuple(
         Person.model_validate({"id": id, "kind": kind, "rankings": sum(given.values()), "given": given})
@@ -366,9 +362,20 @@ def everyone(root: Ancestor) -> Iterator[Ancestor]:
             waiting.extend(node.parents)
 
 
-def as_people(people: Sequence[Person | Mapping[str, Any]], source: str) -> tuple[Person, ...]:
-    """People given as `Person` or as {"id", "kind", "rankings"}; the latter are counted under `source`."""
-    found = [one if isinstance(one, Person) else Person.model_validate(dict(one)) for one in people]
-    return tuple(
-        one if one.given else one.model_copy(update={"given": {source: one.rankings}}) for one in found
-    )
+def own_people(
+    people: Sequence[Person | Mapping[str, Any]], inherited: Sequence[Person], source: str, new: bool
+) -> tuple[Person, ...]:
+    """The people a stage names, each with what they gave per source.
+
+    A plain {"id", "kind", "rankings"} has no sources. If the stage made the rankings (`new`), all are
+    counted under `source`; if it read them, only what goes beyond the inherited ones is.
+    """
+    known = {(one.id, one.kind): one.rankings for one in inherited}
+    found = []
+    for entry in people:
+        one = entry if isinstance(entry, Person) else Person.model_validate(dict(entry))
+        if not one.given:
+            count = one.rankings if new else max(0, one.rankings - known.get((one.id, one.kind), 0))
+            one = one.model_copy(update={"rankings": count, "given": {source: count} if count else {}})
+        found.append(one)
+    return tuple(found)

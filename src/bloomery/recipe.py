@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from bloomery.errors import RecipeError, UsageError, clip, nearest
 
@@ -27,6 +27,16 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes and on as true, and pydantic would read true as 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        kinds = {kind, *getattr(kind, "__args__", ())}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("input should be a number")
+        return value
+
 
 class Input:
     """Marks a path field as an input artifact: its content, not its name, decides whether a stage reruns."""
@@ -41,18 +51,21 @@ def load(schema: type[S], path: Path | None = None, overrides: Sequence[str] = (
     """Read a recipe. Raises `RecipeError` listing every problem, `UsageError` when there is no such file."""
     tree: dict[str, Any] = {}
     lines: dict[tuple[str, ...], int] = {}
+    problems: list[str] = []
     if path is not None:
-        tree, lines = _read_yaml(path)
+        tree, lines = _read_yaml(path, problems)
     origin: dict[tuple[str, ...], str] = {}
     for text in overrides:
         keys, value = _parse_override(text)
-        _put(tree, keys, value, text)
+        _put(tree, keys, value, text, problems)
         origin[keys] = f"--set {text}"
     try:
-        return schema.model_validate(tree)
+        recipe = schema.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(schema, tree, dict(one), path, lines, origin) for one in error.errors()]
-        raise RecipeError(problems) from None
+        problems += [_explain(schema, tree, dict(one), path, lines, origin) for one in error.errors()]
+    if problems:
+        raise RecipeError(problems)
+    return recipe
 
 
 def dump(recipe: Section) -> str:
@@ -60,21 +73,33 @@ def dump(recipe: Section) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def input_paths(recipe: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
-    """Every non-empty field marked `InputPath`, as (dotted key, path); lists of inputs are numbered."""
+def input_paths(recipe: BaseModel) -> Iterator[tuple[str, Path]]:
+    """Every non-empty field marked `InputPath`, as (name, path); a name reads `sources[0].path`."""
+    for keys, path in input_keys(recipe):
+        name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+        yield name.removeprefix("."), path
+
+
+def input_keys(recipe: BaseModel) -> Iterator[tuple[tuple[str | int, ...], Path]]:
+    """The same with the keys that lead to the path, through sections, lists and mappings alike."""
     for name, field in type(recipe).model_fields.items():
-        value, key = getattr(recipe, name), f"{prefix}{name}"
-        if isinstance(value, BaseModel):
-            yield from input_paths(value, f"{key}.")
-        elif isinstance(value, Path) and _is_input(field.annotation, field.metadata):
-            yield key, value
-        elif isinstance(value, tuple | list):
-            marked = _is_input(field.annotation, field.metadata)
-            for i, item in enumerate(value):
-                if isinstance(item, BaseModel):
-                    yield from input_paths(item, f"{key}[{i}].")
-                elif marked and isinstance(item, Path):
-                    yield f"{key}[{i}]", item
+        marked = _is_input(field.annotation, field.metadata)
+        yield from _inputs_in(getattr(recipe, name), (name,), marked)
+
+
+def _inputs_in(
+    value: Any, keys: tuple[str | int, ...], marked: bool
+) -> Iterator[tuple[tuple[str | int, ...], Path]]:
+    if isinstance(value, BaseModel):
+        yield from (((*keys, *inner), path) for inner, path in input_keys(value))
+    elif isinstance(value, Path) and marked:
+        yield keys, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _inputs_in(item, (*keys, key), marked)
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from _inputs_in(item, (*keys, index), marked)
 
 
 def _is_input(annotation: Any, metadata: Sequence[Any]) -> bool:
@@ -86,16 +111,19 @@ def _is_input(annotation: Any, metadata: Sequence[Any]) -> bool:
     )
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+def _read_yaml(path: Path, problems: list[str]) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             "cannot read the recipe", where=path, got=error, do="name a YAML file in UTF-8"
         ) from None
     try:
+        _refuse_aliases(text, path)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = yaml.safe_load(text)
+    except RecursionError:
+        raise UsageError("this recipe is nested too deeply to read", where=path) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
@@ -107,26 +135,38 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
             "a recipe is a mapping of keys to values", where=f"{path}:1", got=type(tree).__name__
         )
     lines: dict[tuple[str, ...], int] = {}
-    _walk_lines(node, (), lines, path)
+    _walk_lines(node, (), lines, path, problems)
     return tree, lines
 
 
-def _walk_lines(node: Any, keys: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
+def _refuse_aliases(text: str, path: Path) -> None:
+    """Every key of a recipe says itself what it is; an alias may also refer to itself, or multiply."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UsageError(
+                "a recipe has no aliases",
+                where=f"{path}:{event.start_mark.line + 1}" if event.start_mark else path,
+                got=f"*{event.anchor}",
+                do="write the value out",
+            )
+
+
+def _walk_lines(
+    node: Any, keys: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path, problems: list[str]
+) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*keys, str(key.value))
+            line = key.start_mark.line + 1
             if here in lines:
-                raise UsageError(
-                    f"key '{'.'.join(here)}' is given twice",
-                    where=f"{path}:{key.start_mark.line + 1}",
-                    got=f"also on line {lines[here]}",
-                )
-            lines[here] = key.start_mark.line + 1
-            _walk_lines(value, here, lines, path)
+                twice = f"'{'.'.join(here)}' is given twice (first on line {lines[here]})"
+                problems.append(f"{path}:{line}: {twice}")
+            lines[here] = line
+            _walk_lines(value, here, lines, path, problems)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*keys, str(index))] = value.start_mark.line + 1
-            _walk_lines(value, (*keys, str(index)), lines, path)
+            _walk_lines(value, (*keys, str(index)), lines, path, problems)
 
 
 def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
@@ -135,17 +175,17 @@ def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
         raise UsageError("--set takes key=value", got=text, expected="for example --set ppo.steps=100")
     try:
         return tuple(key.strip().split(".")), yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return tuple(key.strip().split(".")), value
 
 
-def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any, text: str) -> None:
+def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any, text: str, problems: list[str]) -> None:
     for depth, key in enumerate(keys[:-1]):
         inner = tree.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise UsageError(
-                f"--set {text}: '{'.'.join(keys[: depth + 1])}' is a value, not a section", got=inner
-            )
+            name = ".".join(keys[: depth + 1])
+            problems.append(f"--set {text}: '{name}' is a value, not a section (got {clip(repr(inner), 80)})")
+            return
         tree = inner
     tree[keys[-1]] = value
 
@@ -162,6 +202,8 @@ def _explain(
     full = tuple(str(part) for part in error["loc"])
     keys = keys or full
     where = next((origin[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origin), None)
+    if where is None and keys not in lines:
+        where = next((text for key, text in origin.items() if key[: len(keys)] == keys), None)
     if where is None and path is not None:
         line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), 1)
         where = f"{path}:{line}"
@@ -175,7 +217,8 @@ def _explain(
         text = f"'{'.'.join(full)}' is required"
     else:
         got = clip(repr(error["input"]), 80)
-        text = f"'{name}': {error['msg'][:1].lower()}{error['msg'][1:]} (got {got})"
+        message = error["msg"].removeprefix("Value error, ")
+        text = f"'{name}': {message[:1].lower()}{message[1:]} (got {got})"
     return f"{where}: {text}" if where else text
 
 

@@ -61,8 +61,8 @@ def _people(people: Sequence[Person]) -> list[str]:
     total = sum(person.rankings for person in people)
     rows = [(person.id, person.kind, f"{person.rankings:,}") for person in people[:50]]
     rest = [f"... and {len(people) - 50} more in `lineage.json`"] if len(people) > 50 else []
-    head = f"{len(people)} annotators gave {total:,} rankings."
-    return [head, "", *_table(("annotator", "kind", "rankings"), rows), *rest]
+    head = f"{len(people):,} {'person' if len(people) == 1 else 'people'}, {total:,} rankings."
+    return [head, "", *_table(("id", "kind", "rankings"), rows), *rest]
 
 
 def _words(entry: Mapping[str, object]) -> str:

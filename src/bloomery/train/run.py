@@ -313,9 +313,9 @@ class Run:
     ) -> None:
         """Complete the directory: tokenizer files, lineage, card, trainer state; last the manifest.
 
-        `people` and `teachers` are those this stage brings in; those of its inputs are added. People given
-        as {"id", "kind", "rankings"} are counted under rankings.jsonl if the stage wrote one; a stage that
-        reads rankings made elsewhere passes `lineage.count_people(rankings, digest of their file)`.
+        `people` and `teachers` are those this stage knows of; those of its inputs are added. People given
+        as {"id", "kind", "rankings"} are counted as new if the stage wrote rankings.jsonl, else only beyond
+        what its inputs account for; `lineage.count_people(rankings, digest of their file)` is exact.
         `data` describes the data used (any JSON). `metrics` and `limits` go on the card.
         """
         self._obey()
@@ -324,11 +324,13 @@ class Run:
                 if (tokenizer / name).is_file():
                     shutil.copyfile(tokenizer / name, self.out / name)
         rankings = self.out / "rankings.jsonl"
-        source = lineage.digest_file(rankings) if rankings.is_file() else self.lineage.key
+        new = rankings.is_file()
+        source = lineage.digest_file(rankings) if new else self.lineage.key
+        own = lineage.own_people(people, self.lineage.people, source, new)
         record = self.lineage.model_copy(
             update={
                 "data": tuple(dict(one) for one in data),
-                "people": lineage.union_people([self.lineage.people, lineage.as_people(people, source)]),
+                "people": lineage.union_people([self.lineage.people, own]),
                 "teachers": lineage.union_teachers([self.lineage.teachers, teachers]),
             }
         )
