@@ -17,9 +17,14 @@ from bloomery.types import Annotator, Candidate, Ranking
 Row = sa.RowMapping
 
 
-def project(connection: sa.Connection, name: str, lock: bool = False) -> Row:
-    """The settings; `lock` keeps other writers of this project out (on SQLite `BEGIN` did already)."""
-    row = connection.execute(q.PROJECT_LOCKED if lock else q.PROJECT, {"project": name}).mappings().first()
+def lock(connection: sa.Connection, name: str) -> None:
+    """Keep other writers of this project out; on SQLite `BEGIN IMMEDIATE` did already."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(q.LOCK, {"project": name})
+
+
+def project(connection: sa.Connection, name: str) -> Row:
+    row = connection.execute(q.PROJECT, {"project": name}).mappings().first()
     if row is None:
         known = list(connection.execute(q.PROJECTS).scalars())
         raise UsageError(
@@ -76,7 +81,7 @@ def free_stale_leases(connection: sa.Connection, settings: Row, who: str, now: f
             mine = int(lease["prompt"])
         elif lease["expires"] <= now:
             connection.execute(q.DROP_LEASE, {"at": lease["prompt"], "who": lease["annotator"]})
-            take(connection, settings, lease["prompt"], -1)
+            take(connection, settings["overlap"], lease["prompt"], -1)
     return mine
 
 
@@ -91,60 +96,64 @@ def choose(connection: sa.Connection, settings: Row, who: str, start: int) -> tu
         found = list(connection.execute(q.TO_DO, {**where, "start": 0}).scalars())
     if not found:
         return None
-    return found[derive(settings["seed"], "next", who, found[0]) % len(found)], found[0]
+    draw = derive(settings["seed"], "next", who, found[-1], len(found))
+    return found[draw % len(found)], found[0]
 
 
 def lease(connection: sa.Connection, settings: Row, who: str, pk: int, until: float) -> None:
     row = {"prompt": pk, "annotator": who, "project": settings["name"], "state": "leased", "expires": until}
     connection.execute(q.ASSIGN, row)
-    take(connection, settings, pk, 1)
+    take(connection, settings["overlap"], pk, 1)
 
 
-def take(connection: sa.Connection, settings: Row, pk: int, by: int) -> None:
-    connection.execute(q.TAKE, {"at": pk, "by": by, "overlap": settings["overlap"]})
+def take(connection: sa.Connection, overlap: int, pk: int, by: int) -> None:
+    connection.execute(q.TAKE, {"at": pk, "by": by, "overlap": overlap})
 
 
-def task(connection: sa.Connection, settings: Row, prompt: Row, who: str) -> Task:
-    completions = connection.execute(q.COMPLETION_MESSAGES, {"pk": prompt["pk"]}).scalars()
+def task(connection: sa.Connection, settings: Row, who: str, pk: int) -> Task:
+    sheet = connection.execute(q.SHEET, {"pk": pk}).mappings().all()
+    id = sheet[0]["id"]
     return Task(
         project=settings["name"],
-        prompt_id=prompt["id"],
+        prompt_id=id,
         annotator=who,
-        messages=rows.messages_from(prompt["messages"]),
-        completions=tuple(rows.messages_from(text) for text in completions),
-        shown_order=rows.shuffled(settings["seed"], prompt["id"], who, prompt["num_completions"]),
-        token=f"{settings['name']}/{prompt['id']}/{who}",
+        messages=rows.messages_from(sheet[0]["messages"]),
+        completions=tuple(rows.messages_from(row["completion"]) for row in sheet),
+        shown_order=rows.shuffled(settings["seed"], id, who, len(sheet)),
+        token=f"{settings['name']}/{id}/{who}",
         guideline_version=settings["guideline_version"],
     )
 
 
-def prompt(connection: sa.Connection, name: str, id: str) -> Row:
+def prompt(connection: sa.Connection, name: str, id: str) -> int:
+    """The row number of a prompt."""
     row = connection.execute(q.PROMPT, {"project": name, "id": id}).mappings().first()
     if row is None:
         raise UsageError(f"project '{name}' has no prompt '{id}'")
-    return row
+    return int(row["pk"])
 
 
 def record(connection: sa.Connection, task: Task, token: str | None, fields: dict[str, Any]) -> str:
     """Store one judgement of `task`; see `Store.submit` for what is refused."""
-    settings = project(connection, task.project, lock=True)
-    who = annotator(connection, task.annotator)
-    row = prompt(connection, task.project, task.prompt_id)
-    fields = {"guideline_version": settings["guideline_version"], **fields}
-    said = rows.judged(row["num_completions"], who, {"id": task.token, **fields})
+    lock(connection, task.project)
+    place = {"project": task.project, "id": task.prompt_id, "who": task.annotator}
+    row = connection.execute(q.DESK, place).mappings().first()
+    if row is None:
+        raise _unknown(connection, task)
+    fields = {"id": task.token, "guideline_version": row["guideline_version"], **fields}
+    who = Annotator(id=task.annotator, kind=row["kind"])
+    said = rows.judged(row["num_completions"], who, fields)
     new = rows.submission_row(said, task.project, row["pk"], token or task.token)
-    at = {"at": row["pk"], "who": who.id}
-    state = connection.execute(q.ASSIGNMENT, at).scalar()
-    earlier = _earlier(connection, new, state, at)
+    earlier = _earlier(connection, new, row["state"], is_own_token=token in (None, task.token))
     if earlier is not None:
         return earlier
-    if state is None and said.status == "submitted" and not row["is_open"]:
+    if row["state"] is None and said.status == "submitted" and not row["is_open"]:
         raise DataError(
             "this task is no longer yours: the lease ran out and others have taken its places",
             where=task.token,
             do="take the next task",
         )
-    _settle(connection, settings, new, state)
+    _settle(connection, row["overlap"], new, row["state"])
     return said.id
 
 
@@ -170,16 +179,25 @@ def bring_in(connection: sa.Connection, settings: Row, said: Ranking, now: str) 
         item = Item(f"import-{digest[:16]}", said.prompt, said.completions)
         pk = add_prompt(connection, rows.prompt_row(name, item, settings["overlap"]), said.completions)
     state = connection.execute(q.ASSIGNMENT, {"at": pk, "who": said.annotator.id}).scalar()
-    _settle(connection, settings, rows.submission_row(said, name, int(pk), None), state)
+    _settle(connection, settings["overlap"], rows.submission_row(said, name, int(pk), None), state)
     return True
 
 
+def _unknown(connection: sa.Connection, task: Task) -> UsageError:
+    project(connection, task.project)
+    annotator(connection, task.annotator)
+    return UsageError(f"project '{task.project}' has no prompt '{task.prompt_id}'")
+
+
 def _earlier(
-    connection: sa.Connection, new: dict[str, Any], state: str | None, at: dict[str, Any]
+    connection: sa.Connection, new: dict[str, Any], state: str | None, is_own_token: bool
 ) -> str | None:
     """The id of an equal record sent before, if any. Raises `DataError` if what was sent before differs."""
     if state not in (None, "leased"):
+        at = {"at": new["prompt"], "who": new["annotator"]}
         have = connection.execute(q.SUBMISSION_BY_PROMPT, at).mappings().one()
+    elif is_own_token:
+        return None
     else:
         sent = {"project": new["project"], "token": new["token"]}
         found = connection.execute(q.SUBMISSION_BY_TOKEN, sent).mappings().first()
@@ -198,7 +216,7 @@ def _earlier(
     return str(have["id"])
 
 
-def _settle(connection: sa.Connection, settings: Row, new: dict[str, Any], state: str | None) -> None:
+def _settle(connection: sa.Connection, overlap: int, new: dict[str, Any], state: str | None) -> None:
     """Insert a submission and square the assignment and the prompt's count with it."""
     connection.execute(q.NEW_SUBMISSION, new)
     pk, who, status = new["prompt"], new["annotator"], new["status"]
@@ -209,4 +227,4 @@ def _settle(connection: sa.Connection, settings: Row, new: dict[str, Any], state
         connection.execute(q.SETTLE, {"at": pk, "who": who, "status": status})
     by = (status == "submitted") - (state == "leased")
     if by and state != "submitted":
-        take(connection, settings, pk, by)
+        take(connection, overlap, pk, by)

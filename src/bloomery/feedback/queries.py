@@ -11,7 +11,7 @@ WINDOW = 16
 PAGE = 1000
 
 PROJECT = sa.select(project).where(project.c.name == p("project"))
-PROJECT_LOCKED = PROJECT.with_for_update()
+LOCK = sa.select(project.c.name).where(project.c.name == p("project")).with_for_update()
 PROJECTS = sa.select(project.c.name).order_by(project.c.name)
 NEW_PROJECT = sa.insert(project)
 
@@ -20,7 +20,6 @@ ANNOTATORS = sa.select(annotator.c.id, annotator.c.kind)
 NEW_ANNOTATOR = sa.insert(annotator)
 
 PROMPT = sa.select(prompt).where(prompt.c.project == p("project"), prompt.c.id == p("id"))
-PROMPT_BY_PK = sa.select(prompt).where(prompt.c.pk == p("pk"))
 PROMPT_BY_DIGEST = (
     sa.select(prompt.c.pk)
     .where(prompt.c.project == p("project"), prompt.c.digest == p("digest"))
@@ -35,9 +34,11 @@ PROMPTS = (
 )
 NEW_PROMPT = sa.insert(prompt)
 NEW_COMPLETIONS = sa.insert(completion)
-COMPLETIONS = sa.select(completion).where(completion.c.prompt == p("pk")).order_by(completion.c.number)
-COMPLETION_MESSAGES = (
-    sa.select(completion.c.messages).where(completion.c.prompt == p("pk")).order_by(completion.c.number)
+SHEET = (
+    sa.select(prompt.c.id, prompt.c.messages, completion.c.messages.label("completion"))
+    .join(completion, completion.c.prompt == prompt.c.pk)
+    .where(prompt.c.pk == p("pk"))
+    .order_by(completion.c.number)
 )
 COMPLETIONS_OF_PAGE = (
     sa.select(completion)
@@ -79,6 +80,25 @@ ASSIGN = sa.insert(assignment)
 RENEW = sa.update(assignment).where(_HELD).values(expires=p("until"))
 SETTLE = sa.update(assignment).where(_HELD).values(state=p("status"))
 DROP_LEASE = sa.delete(assignment).where(_HELD)
+
+# One row saying all that decides about a submission of an annotator for a prompt.
+DESK = (
+    sa.select(
+        prompt.c.pk,
+        prompt.c.num_completions,
+        prompt.c.is_open,
+        project.c.overlap,
+        project.c.guideline_version,
+        annotator.c.kind,
+        assignment.c.state,
+    )
+    .join(project, project.c.name == prompt.c.project)
+    .join(annotator, annotator.c.id == p("who"))
+    .outerjoin(
+        assignment, sa.and_(assignment.c.prompt == prompt.c.pk, assignment.c.annotator == annotator.c.id)
+    )
+    .where(prompt.c.project == p("project"), prompt.c.id == p("id"))
+)
 
 NEW_SUBMISSION = sa.insert(submission)
 SUBMISSION = sa.select(submission).where(submission.c.project == p("project"), submission.c.id == p("id"))

@@ -119,7 +119,8 @@ class Store:
         """
         new = 0
         with self._writing() as connection:
-            settings = ledger.project(connection, project, lock=True)
+            ledger.lock(connection, project)
+            settings = ledger.project(connection, project)
             for item in items:
                 row = rows.prompt_row(project, item, settings["overlap"])
                 have = connection.execute(q.PROMPT, {"project": project, "id": item.id}).mappings().first()
@@ -148,7 +149,8 @@ class Store:
         still to do the choice is random (seeded), so that annotators meet in all combinations.
         """
         with self._writing() as connection:
-            settings = ledger.project(connection, project, lock=True)
+            ledger.lock(connection, project)
+            settings = ledger.project(connection, project)
             ledger.annotator(connection, annotator)
             now = self._clock()
             pk = ledger.free_stale_leases(connection, settings, annotator, now)
@@ -161,16 +163,14 @@ class Store:
                     return None
                 pk, self._hints[project, annotator] = found
                 ledger.lease(connection, settings, annotator, pk, now + lease_seconds)
-            prompt = connection.execute(q.PROMPT_BY_PK, {"pk": pk}).mappings().one()
-            return ledger.task(connection, settings, prompt, annotator)
+            return ledger.task(connection, settings, annotator, pk)
 
     def task(self, project: str, prompt_id: str, annotator: str) -> Task:
         """The task of one annotator and one prompt as it was (or would be) handed out; takes no lease."""
         with self._reading() as connection:
             settings = ledger.project(connection, project)
             ledger.annotator(connection, annotator)
-            prompt = ledger.prompt(connection, project, prompt_id)
-            return ledger.task(connection, settings, prompt, annotator)
+            return ledger.task(connection, settings, annotator, ledger.prompt(connection, project, prompt_id))
 
     def submit(
         self,
@@ -258,7 +258,8 @@ class Store:
         """
         new = already = 0
         with self._writing() as connection:
-            settings = ledger.project(connection, project, lock=True)
+            ledger.lock(connection, project)
+            settings = ledger.project(connection, project)
             for ranking in rankings:
                 if ledger.bring_in(connection, settings, ranking, self._now()):
                     new += 1
