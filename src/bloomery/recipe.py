@@ -46,6 +46,8 @@ InputPath = Annotated[Path, Input()]
 
 S = TypeVar("S", bound=Section)
 
+MAX_DEPTH = 50
+
 
 def load(schema: type[S], path: Path | None = None, overrides: Sequence[str] = ()) -> S:
     """Read a recipe. Raises `RecipeError` listing every problem, `UsageError` when there is no such file."""
@@ -70,7 +72,12 @@ def load(schema: type[S], path: Path | None = None, overrides: Sequence[str] = (
 
 def dump(recipe: Section) -> str:
     """The resolved recipe as YAML, every default written out; `load` of it gives an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    tree = recipe.model_dump(mode="json")
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    if yaml.safe_load(text) == tree:
+        return text
+    # YAML folds some exotic line breaks (U+0085, U+2028) when they are written plainly.
+    return yaml.safe_dump(tree, sort_keys=False, width=110)
 
 
 def input_paths(recipe: BaseModel) -> Iterator[tuple[str, Path]]:
@@ -119,11 +126,9 @@ def _read_yaml(path: Path, problems: list[str]) -> tuple[dict[str, Any], dict[tu
             "cannot read the recipe", where=path, got=error, do="name a YAML file in UTF-8"
         ) from None
     try:
-        _refuse_aliases(text, path)
+        _check_events(text, path)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = yaml.safe_load(text)
-    except RecursionError:
-        raise UsageError("this recipe is nested too deeply to read", where=path) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
@@ -139,15 +144,18 @@ def _read_yaml(path: Path, problems: list[str]) -> tuple[dict[str, Any], dict[tu
     return tree, lines
 
 
-def _refuse_aliases(text: str, path: Path) -> None:
-    """Every key of a recipe says itself what it is; an alias may also refer to itself, or multiply."""
+def _check_events(text: str, path: Path) -> None:
+    """Refuse what a recipe has no use for and what can make a small file cost a great deal: aliases (which
+    may refer to themselves, or multiply) and absurd depth."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"{path}:{event.start_mark.line + 1}" if event.start_mark else path
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise UsageError("this recipe is nested too deeply", where=where, expected=f"{MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
             raise UsageError(
-                "a recipe has no aliases",
-                where=f"{path}:{event.start_mark.line + 1}" if event.start_mark else path,
-                got=f"*{event.anchor}",
-                do="write the value out",
+                "a recipe has no aliases", where=where, got=f"*{event.anchor}", do="write the value out"
             )
 
 
