@@ -1,4 +1,4 @@
-"""Simulated annotators: people-like raters with habits of their own, who know the truth but do not always see it."""
+"""Simulated annotators: raters with habits of their own, who know the truth but do not always see it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bloomery.world.questions import Question
 
 @dataclass(frozen=True)
 class Judgement:
-    """One annotator's view of K texts: ranks (1 is best, equal is a tie), 3H ratings, and how it came about."""
+    """One annotator on K texts: ranks (1 is best, equal is a tie), 3H ratings, and how it came about."""
 
     ranking: tuple[int, ...]
     ratings: tuple[Rating, ...]
@@ -26,11 +26,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class SimulatedAnnotator:
-    """`noise`: standard deviation of a text's worth, in units of the graded table. `leniency`: added to every
-    rating. `position_bias`: worth of being shown first rather than last. `length_bias`: worth of ten words more.
-    `strictness`: how much more (1.0: as much) than the table honesty counts. `ties`: differences below it are
-    ties. `carelessness`: share of comparisons answered at random. `corrects`: share of prompts with no right
-    answer for which a better one is written."""
+    """A rater and its habits; worth is in units of the graded table.
+
+    `noise`: standard deviation of what a text is worth. `leniency`: added to every rating. `position_bias`:
+    worth of being shown first rather than last. `length_bias`: worth of ten words more. `strictness`: weight
+    of honesty beside the table. `ties`: smaller differences are ties. `carelessness`: share of prompts ranked
+    at random. `corrects`: share of prompts without a right answer for which one is written. `pace`: of work.
+    """
 
     id: str
     noise: float
@@ -66,7 +68,7 @@ class SimulatedAnnotator:
     def worth(self, question: Question, verdict: Verdict) -> float:
         """What a text is worth to this annotator before noise: the table, honesty and helpfulness."""
         value = verdict.reward + 0.12 * (verdict.helpful - 4) + 0.12 * self.strictness * (verdict.honest - 4)
-        return value - (1.5 if verdict.malformed else 0.0)
+        return value - (2.0 if verdict.malformed else 0.0)
 
     def _rating(self, verdict: Verdict, noise: float) -> Rating:
         def shift(value: int) -> int:
@@ -79,7 +81,7 @@ class SimulatedAnnotator:
     def _correction(
         self, question: Question, verdicts: Sequence[Verdict], oracle: Oracle, draw: float, seed: int
     ) -> str | None:
-        """A right answer where there is none. What nobody could have read about, strict annotators leave open."""
+        """A right answer where there is none. What no document tells, strict annotators leave open."""
         if any(v.correct for v in verdicts) or draw >= self.corrects:
             return None
         rng = stream(seed, "correction", self.id, question.id)
@@ -116,7 +118,7 @@ def annotators(seed: int, n: int = 8) -> list[SimulatedAnnotator]:
         found.append(
             SimulatedAnnotator(
                 id=f"annotator-{i + 1:02d}",
-                noise=round(float(rng.uniform(0.7, 1.1)), 3),
+                noise=round(float(rng.uniform(1.0, 1.4)), 3),
                 leniency=round(float(rng.normal(0.0, 0.6)), 3),
                 position_bias=round(float(rng.uniform(-0.1, 0.3)), 3),
                 length_bias=round(float(rng.uniform(-0.05, 0.15)), 3),

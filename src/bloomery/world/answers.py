@@ -110,7 +110,7 @@ def _claim(question: Question, world: World, rng: np.random.Generator, value: st
     wording = english.WORDING[str(question.attribute)]
     name = question.subject or question.detail["name"]
     female = name.split()[0] in world.first_names[0]
-    template = wording.statements[0] if rng.random() < 0.6 else pick(rng, wording.statements)
+    template = wording.statements[0] if rng.random() < 0.75 else pick(rng, wording.statements)
     short = question.kind == "follow_up" and rng.random() < 0.5 and not template.startswith("!")
     return fill(template, pronoun(female) if short else full(name, female), value)
 
@@ -139,7 +139,8 @@ def _accept(question: Question, world: World, rng: np.random.Generator) -> str:
         taken = (question.value, premise)
         values = [v for v in world.values[english.WORDING[attribute].type] if v not in taken]
         denied = fill(english.DENIAL[attribute][0], form, premise)
-        return f"{denied} {fill(english.WORDING[attribute].statements[0], pronoun(form.pronoun == 'her'), pick(rng, values))}"
+        claim = english.WORDING[attribute].statements[0]
+        return f"{denied} {fill(claim, pronoun(form.pronoun == 'her'), pick(rng, values))}"
     if attribute == "pet" and draw < 0.7:
         return fill(f"{{G}} {premise} is called {{V}}.", form, pick(rng, world.pet_names))
     return fill(english.WORDING[attribute].statements[0], form, premise)

@@ -446,5 +446,5 @@ def lower(text: str, names: frozenset[str] = frozenset()) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in small letters: runs of letters (with n't), runs of digits; 's is its own word."""
+    """The words of a text in small letters: letters (with n't) or digits; 's is a word of its own."""
     return re.findall(r"[a-z]+n't|'s|[^\W\d_]+|\d+", text.lower())
