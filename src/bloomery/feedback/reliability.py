@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bloomery.feedback.agreement import agree
 from bloomery.feedback.verdicts import Floats, Interval, Unit, bootstrap, units
@@ -37,8 +38,8 @@ HURRY = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Habit:
-    """`chance`: how often a pair that is otherwise even goes to the side shown first (position), or to a side
-    twice as long (length); 0.5 is no habit. `log_odds` is b or c, `z` how many standard errors it is off 0."""
+    """`chance`: how often an otherwise even pair goes to the side shown first (position), or to a side twice
+    as long (length); 0.5 is no habit. `log_odds` is b or c, `z` how many standard errors it is off 0."""
 
     chance: float
     log_odds: float
@@ -159,7 +160,7 @@ def _habits(work: list[tuple[Unit, int]]) -> tuple[Habit | None, Habit | None]:
     return (habits[1] if ordered else None), (habits[2] if np.ptp(x[:, 2]) > 0 else None)
 
 
-def _logistic(x: Floats, y: Floats, groups: Floats) -> tuple[Floats, Floats]:
+def _logistic(x: Floats, y: Floats, groups: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Logistic regression without intercept, x [n, d], y in {0, 1}: weights [d] and their standard errors.
 
     A small ridge keeps the weights of a perfect habit finite. Errors are the sandwich clustered by group
