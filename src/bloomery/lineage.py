@@ -353,11 +353,11 @@ def _status(path: Path, digest: str) -> Literal["ok", "missing", "changed"]:
 
 def everyone(root: Ancestor) -> Iterator[Ancestor]:
     """Every artifact of a descent once, the root first."""
-    waiting, seen = [root], set[Path]()
+    waiting, seen = [root], set[tuple[Path, str]]()
     while waiting:
         node = waiting.pop(0)
-        if node.path not in seen:
-            seen.add(node.path)
+        if (node.path, node.digest) not in seen:
+            seen.add((node.path, node.digest))
             yield node
             waiting.extend(node.parents)
 
