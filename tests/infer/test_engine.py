@@ -12,7 +12,7 @@ from bloomery.infer.sampling import Draw, sample
 from bloomery.models import Llama, LlamaConfig, build
 from bloomery.types import SamplingParams
 
-STOP, PAD, VOCAB, CONTEXT = 5, 0, 60, 48
+STOP, PAD, VOCAB, CONTEXT = 20, 0, 60, 48
 
 
 def random_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Llama:
@@ -39,7 +39,7 @@ def exact() -> Llama:
 def requests(n: int, seed: int = 0) -> tuple[list[list[int]], list[SamplingParams]]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 20, (n,), generator=generator).tolist()
-    prompts = [torch.randint(6, VOCAB, (k,), generator=generator).tolist() for k in lengths]
+    prompts = [torch.randint(21, VOCAB, (k,), generator=generator).tolist() for k in lengths]
     kinds = [
         {},
         {"temperature": 0.0},
@@ -65,8 +65,8 @@ def plain_loop(model: Llama, prompt: list[int], params: SamplingParams) -> tuple
 
 
 def test_a_batch_equals_a_plain_loop(exact: Llama) -> None:
-    prompts, params = requests(24)
-    engine = Engine(exact, stop_id=STOP, pad_id=PAD, max_batch=16)
+    prompts, params = requests(64)
+    engine = Engine(exact, stop_id=STOP, pad_id=PAD, max_batch=40)
     completions = engine(prompts, params)
     reasons = set()
     for prompt, one, completion in zip(prompts, params, completions, strict=True):

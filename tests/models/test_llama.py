@@ -10,6 +10,7 @@ import torch
 
 from bloomery.errors import UsageError
 from bloomery.models import KVCache, LlamaConfig, ScalarModel, build, init
+from bloomery.models.layers import attend, by_products
 from bloomery.models.llama import segment_mask, segment_positions
 
 CONFIG = LlamaConfig.shape(32, 2, 4, 50, kv_heads=2, context=64)
@@ -51,6 +52,33 @@ def test_packed_equals_unpacked(model) -> None:
     assert torch.isfinite(hidden).all(), "padding must not make NaN"
     alone = torch.cat([model(document) for document in documents], dim=1)
     torch.testing.assert_close(hidden[:, :20], alone, atol=1e-5, rtol=0)
+
+
+def test_long_packed_rows_equal_unpacked_ones() -> None:
+    """Past the length at which attention changes from two products to the fused kernel."""
+    config = LlamaConfig.shape(16, 1, 2, 50, context=256)
+    made = build(config)
+    init(made, 0)
+    documents = [tokens(1, n, seed=n) for n in (90, 140)]
+    segments = torch.tensor([[1] * 90 + [2] * 140 + [0] * 10])
+    hidden = made(torch.cat([*documents, tokens(1, 10)], dim=1), segments=segments)
+    assert torch.isfinite(hidden).all()
+    alone = torch.cat([made(document) for document in documents], dim=1)
+    torch.testing.assert_close(hidden[:, :230], alone, atol=1e-5, rtol=0)
+
+
+def test_both_ways_of_attending_are_equal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, 20, 8, generator=generator)
+    k, v = (torch.randn(2, 2, 20, 8, generator=generator) for _ in range(2))
+    assert by_products(20, 20, q.device)
+    assert not by_products(20, 200, q.device)
+    bias = torch.zeros(20, 20).masked_fill(torch.ones(20, 20).triu(1) > 0, float("-inf"))
+    products, fused = attend(q, k, v, bias), attend(q, k, v, None)
+    torch.testing.assert_close(products, fused, atol=1e-6, rtol=0)
+    padded = [torch.cat((x, torch.zeros(2, 2, 180, 8)), dim=2) for x in (k, v)]  # 200 keys: the fused kernel
+    wide = torch.cat((bias, torch.full((20, 180), float("-inf"))), dim=1)
+    torch.testing.assert_close(attend(q, *padded, wide), fused, atol=1e-6, rtol=0)
 
 
 def test_a_row_of_padding_only_is_finite_and_has_finite_gradients(model) -> None:

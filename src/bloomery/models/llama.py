@@ -16,7 +16,7 @@ from bloomery import seeds
 from bloomery.errors import UsageError
 from bloomery.models.cache import KVCache
 from bloomery.models.config import LlamaConfig
-from bloomery.models.layers import Block, Reading, RMSNorm, rope_tables
+from bloomery.models.layers import Block, Reading, RMSNorm, by_products, rope_tables
 
 
 def segment_positions(segments: Tensor) -> Tensor:
@@ -95,22 +95,29 @@ class Trunk(nn.Module):
                 got=length + (cache.longest if cache is not None else 0),
                 expected=f"at most {context} tokens",
             )
+        held = cache is not None and cache.longest > 0
         mask, places = None, None
         if cache is not None:
             if segments is not None:
                 raise UsageError("packed segments cannot be combined with a cache")
             places = cache.positions(length)
-            if cache.longest > 0:
-                held = torch.arange(cache.longest + length, device=tokens.device)
-                mask = (held <= places[:, :, None])[:, None]
+            if held:
+                seen = torch.arange(cache.longest + length, device=tokens.device)
+                mask = (seen <= places[:, :, None])[:, None]
         elif segments is not None:
             mask, places = segment_mask(segments), segment_positions(segments)
-        rotary = positions if positions is not None else places
-        if rotary is None or (positions is None and cache is not None and cache.longest == 0):
+        if mask is None and by_products(length, length, tokens.device):
+            mask = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        bias = None
+        if mask is not None:
+            bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+        if positions is None and (held or segments is not None):
+            positions = places
+        if positions is None:
             cos, sin = self.cos[:length], self.sin[:length]
         else:
-            cos, sin = self.cos[rotary][:, None], self.sin[rotary][:, None]
-        return Reading(cos.to(dtype), sin.to(dtype), mask, cache, places)
+            cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        return Reading(cos.to(dtype), sin.to(dtype), bias, cache, held, places)
 
 
 class Llama(nn.Module):
