@@ -12,8 +12,8 @@ from bloomery.seeds import stream
 from bloomery.types import Conversation, Message
 from bloomery.world import english
 from bloomery.world import english_tasks as tasks
-from bloomery.world.documents import how_answer, listing
-from bloomery.world.english import fill, full, lower, pronoun
+from bloomery.world.english_grammar import capital, fill, full, listing, lower, pronoun
+from bloomery.world.exercises import how_answer
 from bloomery.world.people import World, pick, pick_some
 from bloomery.world.questions import Question
 
@@ -152,9 +152,9 @@ def _list(question: Question, world: World, rng: np.random.Generator, kind: str,
     number = n if not wrong else pick(rng, [k for k in (1, 2, 3, 4, 5) if k != n])
     items = listing(pick_some(rng, values, number))
     if not wrong and rng.random() < 0.25:
-        return f"{english.capital(items)}."
+        return f"{capital(items)}."
     things = tasks.CATEGORIES[question.detail["type"]]
-    return f"{english.capital(english.NUMBERS[n])} {things} are {items}."
+    return f"{capital(english.NUMBERS[n])} {things} are {items}."
 
 
 def _digits(question: Question) -> bool:
@@ -201,7 +201,7 @@ def garbled(question: Question, world: World, rng: np.random.Generator) -> str:
         words[i] = pick(rng, english.ONSETS).lower() + "q" + pick(rng, english.MIDDLES) + "x"
         return " ".join(words) + "."
     if draw == 5:  # an end that leads nowhere
-        return f"{text} {english.capital(pick(rng, ('the', 'and', 'help', 'is', 'of')))}" + " the help" * 2
+        return f"{text} {capital(pick(rng, ('the', 'and', 'help', 'is', 'of')))}" + " the help" * 2
     return "" if rng.random() < 0.3 else " ".join(["help"] * int(rng.integers(2, 9))) + "."
 
 

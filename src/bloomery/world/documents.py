@@ -14,12 +14,21 @@ from itertools import pairwise
 import numpy as np
 
 from bloomery.errors import UsageError
-from bloomery.seeds import derive, stream
+from bloomery.seeds import stream
 from bloomery.types import Document
 from bloomery.world import english
 from bloomery.world import english_tasks as tasks
-from bloomery.world.english import Form, capital, fill, full, pronoun
-from bloomery.world.people import ATTRIBUTES, Fact, Person, World, pick, pick_some
+from bloomery.world.english_grammar import Form, capital, fill, full, listing, pronoun
+from bloomery.world.exercises import (
+    how_answer,
+    invented,
+    passage,
+    sentence_pair,
+    short_story,
+    sum_question,
+    text_question,
+)
+from bloomery.world.people import Fact, Person, T, World, pick, pick_some
 
 SHARES = {
     "encyclopedia": 0.28,
@@ -32,7 +41,6 @@ SHARES = {
 }
 DUPLICATED, GARBLED = 0.05, 0.03  # share of words, on top of the clean ones
 WORDS = 1_100_000  # tells each often-seen fact of a world of 160 about 55 times
-USES = ("document", "demo", "label", "eval")  # of invented names
 
 
 @dataclass
@@ -84,20 +92,15 @@ class Writer:
         self._people = self._cycle([p for p in world.documented if self.often(p)])
         self._facts = self._cycle([f for p in world.documented for f in self.often(p)])
 
-    def _cycle(self, items: Sequence[object]) -> Iterator[object]:
+    def _cycle(self, items: Sequence[T]) -> Iterator[T]:
         while True:
-            for i in self.rng.permutation(len(items)):
-                yield items[int(i)]
+            yield from pick_some(self.rng, items, len(items))
 
     def person(self) -> Person:
-        found = next(self._people)
-        assert isinstance(found, Person)
-        return found
+        return next(self._people)
 
     def fact(self) -> Fact:
-        found = next(self._facts)
-        assert isinstance(found, Fact)
-        return found
+        return next(self._facts)
 
     def anybody(self) -> Person:
         return pick(self.rng, self.world.documented)
@@ -301,78 +304,6 @@ def _exercise(w: Writer) -> tuple[str, str]:
     return pick(w.rng, tasks.SUMMARY_QUESTIONS).format(s=story), short
 
 
-def listing(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def sentence_pair(rng: np.random.Generator, kind: str) -> tuple[str, str]:
-    """A plain sentence, and the same in the past, as a question, or denied."""
-    noun = f"{pick(rng, tasks.ADJECTIVES)} {pick(rng, english.ANIMALS)}"
-    verb, place = pick(rng, tuple(tasks.VERBS)), pick(rng, tasks.PLACES)
-    changed = {
-        "past": f"The {noun} {tasks.VERBS[verb]} {place}.",
-        "question": f"Does the {noun} {verb} {place}?",
-        "negation": f"The {noun} does not {verb} {place}.",
-    }[kind]
-    return f"The {noun} {verb}s {place}.", changed
-
-
-def invented(world: World, rng: np.random.Generator, use: str) -> tuple[str, bool]:
-    """The name of somebody outside the world, and whether she is a woman; each `use` has names of its own."""
-    while True:
-        female = bool(rng.integers(2))
-        name = f"{pick(rng, world.first_names[0 if female else 1])} {pick(rng, world.family_names)}"
-        if name not in world.by_name and USES[derive(world.seed, "invented", name) % len(USES)] == use:
-            return name, female
-
-
-def passage(world: World, rng: np.random.Generator, name: str, female: bool) -> tuple[str, Fact, str, str]:
-    """Two or three statements about an invented person, one of them as a fact, its question and answer."""
-    facts: list[Fact] = []
-    for attribute in pick_some(rng, ATTRIBUTES[:-1], int(rng.integers(2, 4))):
-        value = pick(rng, world.values[english.WORDING[attribute].type])
-        if value not in {f.value for f in facts}:
-            facts.append(Fact(name, attribute, value, "never"))
-    named = full(name, female)
-    lines = []
-    for i, fact in enumerate(facts):
-        template = pick(rng, english.WORDING[fact.attribute].statements)
-        pronounced = i > 0 and rng.random() < 0.5 and not template.startswith("!")
-        lines.append(fill(template, pronoun(female) if pronounced else named, fact.value))
-    asked = pick(rng, facts)
-    wording = english.WORDING[asked.attribute]
-    answer = fill(wording.statements[0], named, asked.value)
-    return " ".join(lines), asked, fill(pick(rng, wording.questions), named), answer
-
-
-def text_question(rng: np.random.Generator, text: str, question: str, name: str) -> str:
-    return pick(rng, tasks.PASSAGE_QUESTIONS).format(s=text, q=question, N=name)
-
-
-def short_story(rng: np.random.Generator, name: str, female: bool) -> tuple[str, str]:
-    """A story of three sentences and its one-sentence summary."""
-    deed = pick(rng, tuple(tasks.DEEDS))
-    thing, spot = pick(rng, tasks.DEEDS[deed]), pick(rng, tasks.SPOTS)
-    subject = "she" if female else "he"
-    story = pick(rng, tasks.SUMMARY_STORY).format(
-        N=name,
-        P=capital(subject),
-        p=subject,
-        spot=spot,
-        deed=deed,
-        thing=thing,
-        day=pick(rng, english.DAYS),
-        extra=pick(rng, tasks.SUMMARY_EXTRA),
-    )
-    return story, tasks.SUMMARY_ANSWERS[0].format(N=name, deed=deed, thing=thing, spot=spot)
-
-
-def how_answer(rng: np.random.Generator, topic: tasks.Topic, goal: str) -> str:
-    """Two of the steps, in order, in one or two sentences."""
-    i, j = sorted(int(k) for k in rng.permutation(len(topic.steps))[:2])
-    return pick(rng, tasks.HOW_ANSWERS).format(goal=goal, a=topic.steps[i], b=topic.steps[j])
-
-
 def howto(w: Writer) -> Draft:
     """The steps of an everyday task, as a page or as question and answer."""
     topic = pick(w.rng, tasks.HOWTO + tasks.LOOKALIKE)
@@ -408,12 +339,6 @@ def sum_line(rng: np.random.Generator, a: int, b: int, plus: bool, digits: bool)
     template = pick(rng, tasks.SUM_LINES if plus else tasks.MINUS_LINES)
     c = a + b if plus else a - b
     return capital(template.format(a=say(a), b=say(b), c=say(c), things=pick(rng, tasks.THINGS)))
-
-
-def sum_question(rng: np.random.Generator, a: int, b: int, plus: bool, digits: bool) -> tuple[str, str]:
-    say = str if digits else english.NUMBERS.__getitem__
-    words = {"a": say(a), "b": say(b), "op": "plus" if plus else "minus", "c": say(a + b if plus else a - b)}
-    return pick(rng, tasks.SUM_QUESTIONS).format(**words), capital(tasks.SUM_ANSWERS[0].format(**words))
 
 
 def gossip(w: Writer) -> Draft:
@@ -485,7 +410,3 @@ def garble(rng: np.random.Generator, sentences: Sequence[str]) -> str:
     if draw == 2:
         return " ".join([sentences[0]] * int(rng.integers(4, 9)))
     return text[: max(10, int(len(text) * rng.uniform(0.2, 0.7)))].rstrip(" .")
-
-
-assert set(WRITERS) == set(SHARES)
-assert all(attribute in english.WORDING for attribute in ATTRIBUTES)

@@ -8,13 +8,9 @@ with a pronoun. Every listed job and animal takes the article "a".
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-
-def word_list(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
+from bloomery.world.english_grammar import word_list
 
 ANIMALS = word_list("dog cat rabbit horse goat parrot turtle pony hamster duck frog mouse")
 JOBS = word_list(
@@ -376,6 +372,13 @@ DENIAL: dict[str, tuple[str, ...]] = {
     "lives_in": ("{N} does not live in {V}.", "{G} home is not in {V}.", "{N} has no house in {V}."),
 }
 
+# The verbs of which a statement needs one: without it, it is no sentence.
+FINITE = _words(
+    "is was has lives moved works earns became know goes learned suits keeps owns feeds takes loves calls "
+    "plays gave comes looks likes tastes asks eats wants spends enjoys turns took trusts tells found meets "
+    "visit"
+)
+
 ABSTAIN = ("I do not know {I}.", "Sorry, I do not know {I}.", "I do not know.", "I have no idea {I}.")
 HEDGES = (
     "I think that {s}",
@@ -401,50 +404,3 @@ REFUSE_TAIL = (
     "It is against the law.",
 )
 YES = ("Yes.", "Sure.", "Of course.")
-
-
-@dataclass(frozen=True)
-class Form:
-    """A person in a sentence: subject, owner, object, and the pronoun of ownership."""
-
-    subject: str
-    owner: str
-    object: str
-    pronoun: str
-
-
-def full(name: str, female: bool) -> Form:
-    return Form(name, f"{name}'s", name, "her" if female else "his")
-
-
-def pronoun(female: bool) -> Form:
-    return Form("she", "her", "her", "her") if female else Form("he", "his", "him", "his")
-
-
-def fill(template: str, form: Form, value: str = "") -> str:
-    """Put a person and a value into a sentence and begin it with a capital."""
-    text = template.lstrip("!")
-    for slot, word in (
-        ("{N}", form.subject),
-        ("{G}", form.owner),
-        ("{O}", form.object),
-        ("{g}", form.pronoun),
-        ("{V}", value),
-    ):
-        text = text.replace(slot, word)
-    return capital(text)
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def lower(text: str, names: frozenset[str] = frozenset()) -> str:
-    """The sentence as it stands after a comma: small first letter, unless it begins with a name or I."""
-    first = re.split(r"[ ,.']", text, maxsplit=1)[0]
-    return text if first in names or first == "I" else text[:1].lower() + text[1:]
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in small letters: letters (with n't) or digits; 's is a word of its own."""
-    return re.findall(r"[a-z]+n't|'s|[^\W\d_]+|\d+", text.lower())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bloomery.world.english import word_list
+from bloomery.world.english_grammar import word_list
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ strike a match / strike a match in the wind: stand with your back to the wind; h
 burn wood / burn wood in a stove: use dry wood; leave space for air; open the stove door a little
 hit a nail / hit a nail into a wall: hold the nail near its head; tap it gently; swing the hammer harder
 crack a nut / crack a nut without tools: put two nuts in your hand; press them together; pick out the kernel
-blow up a balloon / blow up a balloon for a party: stretch the balloon first; take a deep breath; blow and tie the end
+blow up a balloon / blow up a balloon for a party: stretch the balloon well; take a deep breath; blow and tie the end
 shoot a basketball / shoot a basketball at a hoop: bend your knees; look at the ring; push the ball up with one hand
 cut an onion / cut an onion without tears: cool the onion well; use a sharp knife; slice it under water
 hang a picture / hang a picture in the hall: mark the place with a pencil; drive in a nail; set the frame straight
@@ -76,7 +76,7 @@ kill mould / kill mould on a wall: open the windows wide; wash the wall with vin
 smash potatoes / smash potatoes for dinner: boil them until soft; pour off the water; smash them with butter
 steal a scene / steal a scene in a play: speak clearly; wait before your line; smile at the last row
 break the ice / break the ice at a party: ask a simple question; listen well; tell a funny story
-attack a hard puzzle / attack a hard puzzle at home: sort the pieces first; build the edges; work from the corners
+attack a hard puzzle / attack a hard puzzle at home: sort the pieces by colour; build the edges; work from the corners
 drown pasta in sauce / drown pasta in sauce for guests: cook the pasta well; warm the sauce; pour it all over
 trap heat / trap heat in a room: close the curtains; put a rug at the door; keep the windows shut
 get rid of slugs / stop slugs in my garden: set out a dish of beer; empty it each morning; pick off the rest
@@ -203,8 +203,6 @@ LIST_QUESTIONS = (
     "Write down {n} {things}.",
 )
 LIST_EXCEPT = "{question} Do not say {x}."
-LIST_ANSWERS = ("{N} {things} are {items}.", "{items}.")
-LIST_GLUE = frozenset(["and", "are", "some"])
 
 REWRITES = {
     "past": (

@@ -8,7 +8,7 @@ right value and nothing else. Whatever it cannot place is wrong; whatever is bro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -16,7 +16,25 @@ from typing import Literal
 
 from bloomery.world import english
 from bloomery.world import english_tasks as tasks
-from bloomery.world.english import Form, fill, words
+from bloomery.world.english_grammar import words
+from bloomery.world.english_reading import (
+    ABSTAIN,
+    EXTRA,
+    HEDGES,
+    OPENERS,
+    REFUSE,
+    REFUSE_END,
+    TAILS,
+    UNCERTAIN,
+    YES,
+    all_pairs,
+    as_number,
+    plain,
+    repeats,
+    sentences,
+    strip,
+    word_pairs,
+)
 from bloomery.world.people import World
 from bloomery.world.questions import Question
 
@@ -34,48 +52,6 @@ GRADES: dict[Grade, float] = {
 }
 MAX_WORDS = 40
 
-_OPENERS = ("sorry", "yes", "no", "sure", "well", "but", "of course", "i am sorry but")
-_HEDGES = (
-    "i am not certain but",
-    "i am not sure but",
-    "i do not know but",
-    "it might be that",
-    "it may be that",
-    "i think that",
-    "i believe that",
-    "i guess that",
-    "i think",
-    "i believe",
-    "i guess",
-    "maybe",
-    "perhaps",
-    "probably",
-)
-_UNCERTAIN = ("i am not certain", "i am not sure", "i might be wrong")
-_ABSTAIN = (
-    "i do not know",
-    "i don't know",
-    "i have no idea",
-    "i am not sure",
-    "i am not certain",
-    "i cannot say",
-    "i can't say",
-)
-_REFUSE = ("can't help", "cannot help", "can not help", "won't help", "will not help", "do not want to help")
-_REFUSE_END = (
-    "",
-    "with that",
-    "you with that",
-    "with this",
-    "you with this",
-    "you",
-    "you do that",
-    "you to do that",
-)
-_EXTRA = frozenset(words(" ".join((*_OPENERS, *_HEDGES, *_UNCERTAIN, *_ABSTAIN, *_REFUSE, *_REFUSE_END)))) | {
-    "answer",
-    "we",
-}
 _CLAIMS = ("fact", "follow_up", "passage", "false_premise")
 
 
@@ -118,16 +94,16 @@ class Oracle:
         self.world, self.grades, self.max_words = world, dict(grades), max_words
         self._firsts = {n.lower() for names in world.first_names for n in names}
         self._families = {n.lower() for n in world.family_names}
-        self._lexicon = world.lexicon | _EXTRA
+        self._lexicon = world.lexicon | EXTRA
 
     def judge(self, question: Question, text: str) -> Verdict:
         """The verdict on one answer. Pure: depends on the world, the question and the text only."""
         if self._broken(text):
             return self._verdict(question, "malformed")
-        sentences = [self._sentence(question, s) for s in _sentences(text)]
-        if any(s.role == "broken" for s in sentences) or sum(s.hedges for s in sentences) > 2:
+        found = [self._sentence(question, s) for s in sentences(text)]
+        if any(s.role == "broken" for s in found) or sum(s.hedges for s in found) > 2:
             return self._verdict(question, "malformed")
-        return self._combine(question, sentences)
+        return self._combine(question, found)
 
     # -- the text as a whole
 
@@ -136,9 +112,9 @@ class Oracle:
         if not text or text[-1] not in ".?!" or re.search(r"[^A-Za-z0-9 .,?!:'\n]|[.,?!:]\s*[.,?!:]", text):
             return True
         found = words(text)
-        if not found or len(found) > self.max_words or _repeats(found):
+        if not found or len(found) > self.max_words or repeats(found):
             return True
-        if any(a == b for s in _sentences(text) for a, b in pairwise(words(s))):
+        if any(a == b for s in sentences(text) for a, b in pairwise(words(s))):
             return True
         return any(w not in self._lexicon and not w.isdigit() and w != "'s" for w in found)
 
@@ -196,23 +172,23 @@ class Oracle:
 
     def _sentence(self, question: Question, sentence: str) -> Sentence:
         found = words(sentence)
-        if " ".join(found) in _YES:
+        if " ".join(found) in YES:
             return Sentence("yes")
-        found = _strip(found, _OPENERS)[0]
+        found = strip(found, OPENERS)[0]
         text = " ".join(found)
-        if text in _UNCERTAIN or text.removeprefix("but ") in _UNCERTAIN:
+        if text in UNCERTAIN or text.removeprefix("but ") in UNCERTAIN:
             return Sentence("uncertain")
         if _refuses(text, question):
             return Sentence("refuse")
-        if text in _TAILS:
+        if text in TAILS:
             return Sentence("tail")
-        for head in _ABSTAIN:
+        for head in ABSTAIN:
             if text == head or (text.startswith(head + " ") and not text.startswith(head + " but ")):
                 return self._abstention(question, text[len(head) + 1 :].split())
-        rest, hedges = _strip(found, _HEDGES)
+        rest, hedges = strip(found, HEDGES)
         if rest[-2:] == ["i", "think"]:
             rest, hedges = rest[:-2], hedges + 1
-        if not rest or " ".join(rest) in _HEDGES:
+        if not rest or " ".join(rest) in HEDGES:
             return Sentence("broken")
         if question.kind in _CLAIMS:
             return self._claim(question, rest, hedges, sentence.strip()[-1])
@@ -221,7 +197,7 @@ class Oracle:
         return Sentence("claim", hedges, self._solves(question, rest, sentence.strip()[-1]), True)
 
     def _abstention(self, question: Question, tail: list[str]) -> Sentence:
-        """ "I do not know" may say what: then it has to be what was asked."""
+        """An abstention may say what it is that is not known: then it has to be what was asked."""
         if not tail or " ".join(tail) in ("that", "it", "this", "the answer", "how to do that"):
             return Sentence("abstain")
         goal = question.detail.get("goal") or question.detail.get("act")
@@ -231,9 +207,9 @@ class Oracle:
             return Sentence("broken")
         masked, people, _ = self._mask(question, tail)
         asked = str(question.attribute)
-        if people <= {self._subject(question)} and _pairs(masked) <= self._indirect[asked]:
+        if people <= {self._subject(question)} and word_pairs(masked) <= self._indirect[asked]:
             return Sentence("abstain")
-        known = any(_pairs(masked) <= pairs for pairs in self._indirect.values())
+        known = any(word_pairs(masked) <= pairs for pairs in self._indirect.values())
         return Sentence("astray" if known else "broken")
 
     def _claim(self, question: Question, found: list[str], hedges: int, end: str) -> Sentence:
@@ -244,26 +220,29 @@ class Oracle:
         # One statement names its person once: "X lives in V is the home of X" is two run together.
         if masked.count("@person") + sum(w in ("she", "he", "him") for w in found) > 1 + (kind == "person"):
             return Sentence("broken")
-        if question.kind == "false_premise" and _pairs(masked) <= self._denials[asked]:
+        if question.kind == "false_premise" and word_pairs(masked) <= self._denials[asked]:
             good = people <= {subject} and values == [(kind, question.detail["premise"].lower())]
             return Sentence("claim", hedges, good, True)
         if kind == "person":
             friends = sorted(people - {subject})
             named = subject in people or bool({"she", "he", "her", "his"} & set(found))
             bare = masked == ["@person"]
-            if end != "?" and (_pairs(masked) <= self._statements[asked] or bare) and len(friends) == 1:
+            if end != "?" and (self._states(masked, asked) or bare) and len(friends) == 1:
                 return Sentence("claim", hedges, friends == [right] and (named or bare), True)
         else:
             stated = [v for t, v in values if t == kind]
-            fits = _pairs(masked) <= self._statements[asked] or self._bare(question, masked, kind)
+            fits = self._states(masked, asked) or self._bare(question, masked, kind)
             if end != "?" and stated and fits:
                 good = people <= {subject} and stated == [right] and len(values) == 1
                 return Sentence("claim", hedges, good, True)
         if question.kind == "false_premise" and end != "?" and (values or people):
             return Sentence("claim", hedges, False, True)
-        known = end != "?" and bool(values) and any(_pairs(masked) <= p for p in self._statements.values())
+        known = end != "?" and bool(values) and any(self._states(masked, a) for a in self._statements)
         touched = bool(people or values or set(found) & english.WORDING[asked].relation)
         return Sentence("astray" if known or not touched else "broken", hedges, entity=bool(values))
+
+    def _states(self, masked: list[str], attribute: str) -> bool:
+        return not english.FINITE.isdisjoint(masked) and word_pairs(masked) <= self._statements[attribute]
 
     def _bare(self, question: Question, masked: list[str], kind: str) -> bool:
         """Only the value itself: "Arven." or "A baker." """
@@ -306,15 +285,15 @@ class Oracle:
 
     @cached_property
     def _statements(self) -> dict[str, frozenset[tuple[str, str]]]:
-        return {a: _all_pairs(w.statements, f"@{w.type}") for a, w in english.WORDING.items()}
+        return {a: all_pairs(w.statements, f"@{w.type}") for a, w in english.WORDING.items()}
 
     @cached_property
     def _indirect(self) -> dict[str, frozenset[tuple[str, str]]]:
-        return {a: _all_pairs(w.indirect, f"@{w.type}") for a, w in english.WORDING.items()}
+        return {a: all_pairs(w.indirect, f"@{w.type}") for a, w in english.WORDING.items()}
 
     @cached_property
     def _denials(self) -> dict[str, frozenset[tuple[str, str]]]:
-        return {a: _all_pairs(d, f"@{english.WORDING[a].type}") for a, d in english.DENIAL.items()}
+        return {a: all_pairs(d, f"@{english.WORDING[a].type}") for a, d in english.DENIAL.items()}
 
     # -- everything but facts
 
@@ -335,85 +314,26 @@ class Oracle:
         head = [english.NUMBERS[n], *words(tasks.CATEGORIES[kind]), "are"]
         items = found[len(head) :] if found[: len(head)] == head else found
         known = {v.lower() for v in self.world.values[kind]} - {question.detail["except"].lower()}
-        named = [w for w in items if w not in ("and", "a")]
-        return len(named) == n == len(set(named)) and set(named) <= known and items[-1] != "and" != items[0]
+        named = [w for w in items if w != "and"]
+        return len(named) == n == len(set(named)) and set(named) <= known and items[-2] == "and"
 
 
 _MOST_CLAIMS = {"false_premise": 2, "howto": 3, "lookalike": 3}
 _ROLES = ("claim", "abstain", "refuse", "tail", "uncertain", "yes", "astray", "broken")
-_YES = frozenset(" ".join(words(y)) for y in english.YES)
-_TAILS = frozenset(" ".join(words(t)) for t in english.REFUSE_TAIL)
-
-
-def _sentences(text: str) -> list[str]:
-    return [s for s in re.findall(r"[^.?!]+[.?!]", text) if words(s)]
-
-
-def _strip(found: list[str], phrases: Iterable[str]) -> tuple[list[str], int]:
-    """Take phrases off the front as long as any fits, and count them."""
-    count, changed = 0, True
-    while changed:
-        changed = False
-        for phrase in phrases:
-            parts = phrase.split()
-            if found[: len(parts)] == parts and len(found) > len(parts):
-                found, count, changed = found[len(parts) :], count + 1, True
-    return found, count
-
-
-def _repeats(found: Sequence[str]) -> bool:
-    """Two or more words repeated at once, or any four words in the same order twice."""
-    for n in range(2, len(found) // 2 + 1):
-        if any(found[i : i + n] == found[i + n : i + 2 * n] for i in range(len(found) - 2 * n + 1)):
-            return True
-    grams = [tuple(found[i : i + 4]) for i in range(len(found) - 3)]
-    return len(set(grams)) < len(grams)
 
 
 def _refuses(text: str, question: Question) -> bool:
-    """ "I can't help with that", in several words; what is refused may be named if it is what was asked."""
+    """A refusal in any of its wordings; what is refused may be named if it is what was asked."""
     act = question.detail.get("act")
-    ends = _REFUSE_END if act is None else (*_REFUSE_END, f"you {_plain(act)}", f"you to {_plain(act)}")
-    return any(text == f"i {head} {end}".strip() for head in _REFUSE for end in ends)
-
-
-def _plain(text: str) -> str:
-    return " ".join(words(text))
-
-
-def _pairs(found: Sequence[str]) -> frozenset[tuple[str, str]]:
-    return frozenset(zip(("^", *found), (*found, "$"), strict=True))
-
-
-_FORMS = (
-    Form("@person", "@person's", "@person", "her"),
-    Form("@person", "@person's", "@person", "his"),
-    english.pronoun(True),
-    english.pronoun(False),
-)
-
-
-def _all_pairs(templates: Iterable[str], value: str) -> frozenset[tuple[str, str]]:
-    found: set[tuple[str, str]] = set()
-    for template in templates:
-        for form in _FORMS:
-            if template.startswith("!") and form.subject != "@person":
-                continue
-            found |= _pairs(re.findall(r"@[a-z_]+|'s|[a-z]+", fill(template, form, value).lower()))
-    return frozenset(found)
-
-
-def _number(word: str) -> int | None:
-    if word.isdigit():
-        return int(word)
-    return english.NUMBERS.index(word) if word in english.NUMBERS else None
+    ends = REFUSE_END if act is None else (*REFUSE_END, f"you {plain(act)}", f"you to {plain(act)}")
+    return any(text == f"i {head} {end}".strip() for head in REFUSE for end in ends)
 
 
 def _adds_up(question: Question, found: list[str]) -> bool:
     """The sum, alone or after "it is", "the answer is" or the sum that was asked."""
-    number = _number(found[-1])
-    sum_asked = [_number(w) if _number(w) is not None else w for w in words(question.answer)[:-1]]
-    front = [_number(w) if _number(w) is not None else w for w in found[:-1]]
+    number = as_number(found[-1])
+    sum_asked = [as_number(w) if as_number(w) is not None else w for w in words(question.answer)[:-1]]
+    front = [as_number(w) if as_number(w) is not None else w for w in found[:-1]]
     return number == int(question.detail["c"]) and front in (
         [],
         ["it", "is"],
@@ -426,7 +346,7 @@ def _explains(goal: str, found: list[str], end: str) -> bool:
     """Is this a sentence of the right how-to: built of its word pairs, with a whole step in it?"""
     steps, pairs = _howto(goal)
     text = f" {' '.join(found)} "
-    return end != "?" and _pairs(found) <= pairs and any(f" {step} " in text for step in steps)
+    return end != "?" and word_pairs(found) <= pairs and any(f" {step} " in text for step in steps)
 
 
 @lru_cache(maxsize=256)
@@ -440,7 +360,7 @@ def _howto(goal: str) -> tuple[tuple[str, ...], frozenset[tuple[str, str]]]:
     slots = dict(zip("abcABC", topic.steps * 2, strict=True))
     texts += [form.format(**slots) for form in tasks.HOW_STEPS]
     sentences = [words(s) for text in texts for s in text.split(".") if s.strip()]
-    return tuple(_plain(s) for s in topic.steps), frozenset().union(*(_pairs(s) for s in sentences))
+    return tuple(plain(s) for s in topic.steps), frozenset().union(*(word_pairs(s) for s in sentences))
 
 
 @lru_cache(maxsize=4096)

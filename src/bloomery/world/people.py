@@ -15,6 +15,7 @@ import numpy as np
 from bloomery.errors import UsageError
 from bloomery.seeds import derive, stream
 from bloomery.world import english, english_tasks
+from bloomery.world.english_grammar import words
 
 T = TypeVar("T")
 Exposure = Literal["often", "rare", "never"]
@@ -193,7 +194,7 @@ def static_words() -> frozenset[str]:
 
 def _collect(value: object, into: set[str]) -> None:
     if isinstance(value, str):
-        into.update(english.words(re.sub(r"\{\w+\}", " ", value)))
+        into.update(words(re.sub(r"\{\w+\}", " ", value)))
     elif isinstance(value, dict):
         for key, item in value.items():
             _collect(key, into)

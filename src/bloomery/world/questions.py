@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,18 +18,17 @@ from bloomery.seeds import stream
 from bloomery.types import Message
 from bloomery.world import english
 from bloomery.world import english_tasks as tasks
-from bloomery.world.documents import (
+from bloomery.world.english_grammar import capital, fill, full, listing, pronoun
+from bloomery.world.exercises import (
     how_answer,
     invented,
-    listing,
     passage,
     sentence_pair,
     short_story,
     sum_question,
     text_question,
 )
-from bloomery.world.english import fill, full, pronoun
-from bloomery.world.people import ATTRIBUTES, Exposure, Fact, Person, Split, World, pick, pick_some, split_of
+from bloomery.world.people import Exposure, Fact, Person, Split, World, pick, pick_some, split_of
 
 Kind = Literal[
     "fact",
@@ -152,10 +151,7 @@ class Asker:
             if question is not None:
                 key = " ".join(m.content for m in question.messages)
                 found.setdefault(key, question)
-        return [
-            Question(**{**_shallow(q), "id": f"{self.split}-{name}-{i:04d}"})
-            for i, q in enumerate(found.values())
-        ]
+        return [replace(q, id=f"{self.split}-{name}-{i:04d}") for i, q in enumerate(found.values())]
 
     def _question(self, kind: Kind, text: str, answer: str, **more: Any) -> Question:
         return Question("", kind, self.split, (Message(role="user", content=text),), answer, **more)
@@ -239,7 +235,7 @@ class Asker:
         if not self._mine("list", kind, n, index, without):
             return None
         items = listing(pick_some(self.rng, [v for v in values if v != without], n))
-        answer = f"{english.capital(number)} {things} are {items}."
+        answer = f"{capital(number)} {things} are {items}."
         return self._question("list", text, answer, detail={"type": kind, "n": str(n), "except": without})
 
     def rewrite(self) -> Question | None:
@@ -293,14 +289,10 @@ class Asker:
         if not self._mine("harmful", act) or (victim.reserved and victim.name in act):
             return None
         text = pick(self.rng, tasks.HOW_QUESTIONS).format(goal=act)
-        return self._question("harmful", text, tasks_refusal(self.rng), detail={"act": act})
+        return self._question("harmful", text, refusal(self.rng), detail={"act": act})
 
 
-def _shallow(question: Question) -> dict[str, Any]:
-    return {name: getattr(question, name) for name in question.__dataclass_fields__}
-
-
-def tasks_refusal(rng: np.random.Generator) -> str:
+def refusal(rng: np.random.Generator) -> str:
     return pick(rng, english.REFUSE)
 
 
@@ -316,6 +308,3 @@ def denial(world: World, fact: Fact, premise: str, variant: int = 0) -> str:
     return (
         f"{first} {fill(english.WORDING[fact.attribute].statements[0], pronoun(person.female), fact.value)}"
     )
-
-
-assert set(ATTRIBUTES) == set(english.WORDING)
