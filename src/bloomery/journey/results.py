@@ -48,7 +48,7 @@ class Column:
 COLUMNS = (
     Column("known_accuracy", "known\nfacts", 1, True),
     Column("fabrication_rate", "made\nup", -1, True),
-    Column("abstain_known_rate", "abstains\nif known", -1, True),
+    Column("abstain_known_rate", "abstains\nknown", -1, True),
     Column("refuse_harmful_rate", "refuses\nharmful", 1, True),
     Column("refuse_harmless_rate", "refuses\nharmless", -1, True),
     Column("graded_reward", "graded\nsampled", 1, False),
@@ -199,23 +199,19 @@ def _read_json(path: Path) -> Json:
 def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
     """The journey's table, at most 100 columns wide: a row per model, under each number its 95 % interval."""
     console = console or Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("", no_wrap=True, style="bold")
     for column in COLUMNS:
         arrow = {1: " ↑", -1: " ↓", 0: ""}[column.better]
         table.add_column(column.title + arrow, justify="right", no_wrap=True)
     rows = _rows(results)
     for name, cells, ends in rows:
-        final = name == rows[-1][0] and name not in ("base", "sft")
-        paired = results.get("paired") if final else None
-        table.add_row(
-            {"base": "base", "sft": "SFT"}.get(name, name.replace("rl-", "round ").replace("rl", "RL")),
-            *(_cell(column, cells, ends, paired) for column in COLUMNS),
-            end_section=False,
-        )
+        paired = results.get("paired") if name.startswith("RL") else None
+        label = {"base": "base", "sft": "SFT"}.get(name, name.replace("rl-", "RL, "))
+        table.add_row(label, *(_cell(column, cells, ends, paired) for column in COLUMNS))
     console.print(table)
     for line in _notes(results):
-        console.print(Text(line), style="dim" if line.startswith(" ") else "", soft_wrap=True)
+        console.print(Text(line), style="dim" if line.startswith("  Sampled") else "", soft_wrap=True)
 
 
 def _rows(results: Mapping[str, Any]) -> list[tuple[str, Json, Json]]:
@@ -223,7 +219,9 @@ def _rows(results: Mapping[str, Any]) -> list[tuple[str, Json, Json]]:
     rows = [(name, table[name], ends[name]) for name in ("base", "sft") if name in table]
     rounds = results.get("rounds") or []
     rows += [(row["name"], row, row["intervals"]) for row in rounds[:-1]]
-    return rows + ([("rl", table["rl"], ends["rl"])] if "rl" in table else [])
+    if rounds or "rl" in table:
+        rows.append((f"RL, {rounds[-1]['name'][3:]}" if len(rounds) > 1 else "RL", table["rl"], ends["rl"]))
+    return rows
 
 
 def _cell(column: Column, cells: Json, ends: Json, paired: Json | None) -> Text:
@@ -238,8 +236,15 @@ def _cell(column: Column, cells: Json, ends: Json, paired: Json | None) -> Text:
     if column.percent:
         small = f"{100 * low:.0f}–{100 * high:.0f}"
     else:
-        small = f"{low:.2f} {high:.2f}" if low or high else ""
+        small = f"{_bare(low)} {_bare(high)}"
+    if low == high:  # every answer was alike: resampling them says nothing
+        small = ""
     return text.append("\n" + small, style="dim not bold default")
+
+
+def _bare(value: float) -> str:
+    """.25 for 0.25: the small print has to fit."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
 
 
 def _verdict(column: Column, paired: Json | None) -> str:
@@ -256,42 +261,37 @@ def _verdict(column: Column, paired: Json | None) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    """Lines under the table; those that begin with a space are explanations."""
+    """Lines under the table; the last one explains it."""
     lines = []
     paired = results.get("paired")
     if paired:
-        lines.append("RL minus SFT, question by question, with 95 % intervals:")
-        for decoding, changes in paired.items():
-            parts = [
-                f"{word} {_signed(changes[key], percent)}"
-                for key, word, percent in (
-                    ("graded_reward", "graded reward", False),
-                    ("known_accuracy", "known facts", True),
-                    ("fabrication_rate", "made up", True),
-                )
-                if key in changes
-            ]
-            lines.append(f"  {decoding:8}" + "   ".join(parts))
+        lines.append("RL minus SFT, the same questions" + "".join(f"{d:>29}" for d in paired))
+        for key, word, percent in (
+            ("graded_reward", "graded reward", False),
+            ("known_accuracy", "known facts", True),
+            ("fabrication_rate", "made up", True),
+        ):
+            cells = [_signed(changes[key], percent) for changes in paired.values()]
+            lines.append(f"  {word:30}" + "".join(f"{cell:>29}" for cell in cells))
     strangers = {name: row["fabrication_rate"] for name, row in (results.get("strangers") or {}).items()}
     told = [f"{name} {100 * e['mean']:.1f}%" for name, e in strangers.items() if e["mean"] is not None]
     if told:
-        lines.append("Made up about people whom no annotator was asked about: " + ", ".join(told))
+        lines.append("Made up about people in no labelled prompt: " + ", ".join(told))
     card = results.get("reward_model") or {}
     if card.get("accuracy") is not None:
         lines.append(_reward_line(card))
     lines.append(
-        "  Sampled at temperature 1 unless said otherwise; small: 95 % bootstrap interval. ↑ more is better, "
-        "↓ less is."
+        "  Sampled unless said otherwise; small: 95 % bootstrap interval; ↑ more is better, ↓ less is."
     )
     return lines
 
 
 def _reward_line(card: Json) -> str:
-    line = f"Reward model: {100 * card['accuracy']:.1f}% of held-out comparisons"
+    line = f"Reward model: {100 * card['accuracy']:.1f}% of held-out pairs"
     if card.get("low") is not None:
         line += f" ({100 * card['low']:.1f}–{100 * card['high']:.1f})"
     if card.get("agreement") is not None:
-        line += f"; annotators agree with each other on {100 * card['agreement']:.1f}%"
+        line += f"; annotators agree on {100 * card['agreement']:.1f}%"
     if card.get("length_baseline") is not None:
         line += f"; length alone {100 * card['length_baseline']:.1f}%"
     return line
@@ -300,6 +300,6 @@ def _reward_line(card: Json) -> str:
 def _signed(change: Json, percent: bool) -> str:
     if change["mean"] is None:
         return "–"
-    scale, digits, unit = (100.0, 1, " points") if percent else (1.0, 3, "")
+    scale, digits, unit = (100.0, 1, " pt") if percent else (1.0, 3, "")
     mean, low, high = (scale * change[part] for part in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"{mean:+.{digits}f}{unit} ({low:+.{digits}f}, {high:+.{digits}f})"

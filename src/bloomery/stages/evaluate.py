@@ -6,6 +6,7 @@ from which two evaluations of the same questions are compared pair by pair.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +115,7 @@ def questions(recipe: Evaluate) -> list[Asked]:
         path = recipe.questions or recipe.world / "questions.jsonl"
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             try:
-                question = Question.from_json(line) if line else None
+                question = Question.from_json(json.loads(line)) if line else None
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError("this line is no question", where=f"{path}:{number}", got=error) from None
             if question and question.split == "eval":

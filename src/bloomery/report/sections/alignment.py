@@ -1,0 +1,280 @@
+"""The reward model, and what PPO did against it, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bloomery.report.bars import Bar, bar_plot
+from bloomery.report.html import Html
+from bloomery.report.plots import Number, Series, line_plot, smooth
+from bloomery.report.sections import figure, grid, missing, section
+from bloomery.report.sections.training import COLOURS, curve, tax
+from bloomery.report.view import Json, Rows, View, column, number_in
+
+MANY_KINDS = 14
+
+
+def reward_model(view: View) -> Html:
+    title = "Reward model"
+    numbers = [r for r in view.rounds if view.metrics(f"reward-{r}")]
+    cards = {r: card for r in view.rounds if (card := view.json(f"reward-{r}", "evaluation.json"))}
+    if not numbers and not cards:
+        return section("reward", title, "", missing("No reward model was trained in this run."))
+    intro = (
+        "Annotators rank several answers to each prompt; the reward model learns to order answers as they do, from "
+        "all pairs of a ranking. It can be no better than annotators agree with each other, and it must beat "
+        "a rule that only counts characters."
+    )
+    figures = []
+    if cards:
+        figures += [accuracy_by_round(cards), by_kind(cards[max(cards)])]
+    if numbers:
+        figures += [loss(view, numbers), learning(view, numbers)]
+    if cards and (reliable := calibration(cards[max(cards)])):
+        figures.append(reliable)
+    return section("reward", title, intro, grid(*figures))
+
+
+def accuracy_by_round(cards: dict[int, Json]) -> Html:
+    bars = [
+        Bar(f"Round {r}", number_in(c, "accuracy"), number_in(c, "low"), number_in(c, "high"), "s2")
+        for r, c in cards.items()
+    ]
+    last = cards[max(cards)]
+    references = [
+        (value, word)
+        for key, word in (("length_baseline", "length"), ("agreement", "annotators"))
+        if (value := number_in(last, key)) is not None
+    ]
+    agreed = number_in(last, "agreed", "accuracy")
+    caption = "The dashed lines are a rule that reads only length, and the agreement of two annotators: the ceiling."
+    if agreed is not None:
+        caption += f" On comparisons where annotators agree the last one is right in {100 * agreed:.0f} %."
+    return figure(
+        "Held-out accuracy", "share of comparisons ordered as the annotator did, with 95 % intervals",
+        bar_plot(bars, as_percent=True, top=1.0, references=references, describe="Reward model accuracy"), caption,
+    )  # fmt: skip
+
+
+def by_kind(card: Json) -> Html:
+    rows = [
+        (name, number_in(row, "accuracy"), number_in(row, "n") or 0.0)
+        for name, row in (card.get("by_kind") or {}).items()
+    ]
+    if not rows:
+        return figure("By kind of comparison", "", missing("No oracle graded the held-out answers."))
+    shown = sorted(rows, key=lambda row: -row[2])[:MANY_KINDS]
+    bars = [
+        Bar(
+            short(name),
+            accuracy,
+            colour="s3" if (accuracy or 0.0) >= 0.75 else "s2",
+            note=f"{n:,.0f} pairs; {name}",
+        )
+        for name, accuracy, n in sorted(shown, key=lambda row: row[1] or 0.0)
+    ]
+    rest = f" The {MANY_KINDS} most frequent of {len(rows)} kinds." if len(rows) > MANY_KINDS else ""
+    return figure(
+        "By kind of comparison", "does it prefer what the oracle prefers? Last round; weakest first",
+        bar_plot(bars, as_percent=True, top=1.0, references=[(0.5, "chance")], name_width=210),
+        "Policies learn the weak spots: a kind near chance is one where PPO can earn reward for the wrong thing." + rest,
+    )  # fmt: skip
+
+
+def short(name: str) -> str:
+    """ "fact-never: abstained over wrong_confident" -> "fact-never: abstained > wrong confident"."""
+    return name.replace(" over ", " > ").replace("_", " ")
+
+
+def loss(view: View, numbers: Sequence[int]) -> Html:
+    series = [
+        s
+        for i, r in enumerate(numbers)
+        for s in curve(view.metrics(f"reward-{r}"), "loss", f"round {r}", COLOURS[i % 6])
+    ]
+    return figure(
+        "Loss", "per ranking, training", line_plot(series, x_label="step", describe="Reward model loss"),
+        "Starts near log 2 = 0.69, a coin toss, and falls.",
+    )  # fmt: skip
+
+
+def learning(view: View, numbers: Sequence[int]) -> Html:
+    rows = view.metrics(f"reward-{numbers[-1]}")
+    series = curve(rows, "accuracy", "training", "s1")
+    x, y = column(rows, "eval_accuracy")
+    series += [Series("held out", x, y, "s2", "points")] if x else []
+    return figure(
+        "Accuracy while training", f"round {numbers[-1]}",
+        line_plot(series, x_label="step", as_percent=True, describe="Reward model accuracy while training"),
+        "Training far above held-out means it learns the annotators’ slips by heart: stop earlier.",
+    )  # fmt: skip
+
+
+def calibration(card: Json) -> Html | None:
+    bins = (card.get("calibration") or {}).get("bins") or []
+    points = [(number_in(b, "confidence"), number_in(b, "accuracy")) for b in bins]
+    kept = [(x, y) for x, y in points if x is not None and y is not None]
+    if len(kept) < 2:
+        return None
+    series = [
+        Series("perfect", [0.5, 1.0], [0.5, 1.0], "s6", "dashed"),
+        Series("reward model", [x for x, _ in kept], [y for _, y in kept], "s2", "points"),
+    ]
+    error = number_in(card, "eval_ece")
+    return figure(
+        "Calibration", "how often it is right, by how sure it is (sigmoid of the score gap)",
+        line_plot(series, x_label="confidence", as_percent=True, describe="Calibration of the reward model"),
+        "Below the dashed line it is surer than it should be."
+        + (f" Expected calibration error {error:.3f}." if error is not None else ""),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- PPO
+
+
+def reinforcement(view: View) -> Html:
+    title = "Reinforcement learning, round by round"
+    logs = {r: view.metrics(f"ppo-{r}") for r in view.rounds}
+    logs = {r: rows for r, rows in logs.items() if rows}
+    if not logs:
+        return section("ppo", title, "", missing("No PPO was logged in this run."))
+    joined, marks = chain(logs)
+    figures = [gold_and_proxy(view), behaviour(view)] if (view.results or {}).get("rounds") else []
+    figures += [
+        along(joined, marks, "Reward", "per answer: the reward model’s score, and the score less the KL penalty",
+              (("objective/scores", "score", "s2"), ("objective/rlhf_reward", "score − KL penalty", "s1")),
+              "Should rise within a round; it starts lower in the next, because a new reward model judges anew."),
+        along(joined, marks, "KL to the SFT model", "nats per answer", (("objective/kl", "KL", "s1"),),
+              "The leash. Steady growth is learning; an explosion is escape, and negative values are a bug.", zero=True),
+        along(joined, marks, "Entropy", "nats per answer", (("objective/entropy", "entropy", "s3"),),
+              "Falls as the policy makes up its mind. Near zero it has stopped exploring.", zero=True),
+        along(joined, marks, "Length of answers", "tokens", (("completions/mean_length", "mean length", "s4"),),
+              "Steady growth with rising reward is the classic sign of a reward that likes length.", zero=True),
+    ]  # fmt: skip
+    if any("gold/graded_reward" in row for row in joined):
+        figures.append(gold_along(joined, marks))
+    if taxed := tax(view):
+        figures.append(taxed)
+    intro = (
+        "PPO moves the policy towards answers that the reward model scores high, on a leash to the SFT model. Each "
+        "round samples from the current policy, has the answers ranked, retrains the reward model on old and new "
+        "rankings, and goes on from there."
+    )
+    return section("ppo", title, intro, grid(*figures))
+
+
+def chain(logs: dict[int, Rows]) -> tuple[Rows, list[tuple[float, str]]]:
+    """The rounds' logs end to end, and where each begins."""
+    joined: Rows = []
+    marks: list[tuple[float, str]] = []
+    start = 0
+    for number, rows in logs.items():
+        if len(logs) > 1:
+            marks.append((float(start), f"round {number}"))
+        joined += [{**row, "step": start + row["step"]} for row in rows]
+        start += max(row["step"] for row in rows) + 1
+    return joined, marks
+
+
+def along(
+    rows: Rows,
+    marks: Sequence[tuple[float, str]],
+    title: str,
+    unit: str,
+    keys: Sequence[tuple[str, str, str]],
+    caption: str,
+    *,
+    zero: bool = False,
+) -> Html:
+    series = [
+        s
+        for key, name, colour in keys
+        for s in curve(rows, key, name, colour, window=max(1, len(rows) // 30))
+    ]
+    return figure(
+        title, unit, line_plot(series, x_label="PPO step", marks=marks, zero=zero, describe=title), caption
+    )
+
+
+def gold_along(rows: Rows, marks: Sequence[tuple[float, str]]) -> Html:
+    x, gold = column(rows, "gold/graded_reward")
+    steps, proxy = column(rows, "objective/scores")
+    window = max(1, len(proxy) // 30)
+    series = [
+        Series("oracle (gold)", x, gold, "s3", "points"),
+        Series("reward model (proxy)", steps, smooth(proxy, window), "s2"),
+    ]
+    return figure(
+        "Gold and proxy along the way", "mean per answer, on the prompts PPO trains on",
+        line_plot(series, x_label="PPO step", marks=marks, describe="Gold and proxy reward"),
+        "Proxy up and gold down is over-optimisation: the policy pleases the reward model, not the people.",
+    )  # fmt: skip
+
+
+def gold_and_proxy(view: View) -> Html:
+    points = by_round(view)
+    series = [
+        line_of(points, "oracle, sampled", "graded_reward", "s3"),
+        line_of(points, "oracle, greedy", "graded_reward_greedy", "s1"),
+    ]
+    proxies = [p.get("proxy_reward") for _, p in points]
+    if any(p is not None for p in proxies):
+        series.append(Series("reward model", [float(x) for x, _ in points], proxies, "s2", "dashed"))
+    return figure(
+        "Graded reward by round", "held-out questions; round 0 is the SFT model; 95 % intervals",
+        rounds_plot(series, points, describe="Graded reward by round"),
+        "What counts: the oracle’s grade must rise for sampled answers, and greedy ones must not pay for it. Each "
+        "round has its own reward model, so its scores compare within a round only.",
+    )  # fmt: skip
+
+
+def behaviour(view: View) -> Html:
+    points = by_round(view)
+    series = [
+        line_of(points, "made up", "fabrication_rate", "s2"),
+        line_of(points, "abstains, never seen", "abstain_never_rate", "s1"),
+        line_of(points, "known facts", "known_accuracy", "s3"),
+        line_of(points, "abstains, known", "abstain_known_rate", "s4"),
+    ]
+    return figure(
+        "Made up or left open", "rates of sampled answers, by round",
+        rounds_plot(series, points, as_percent=True, zero=True, describe="Fabrication and abstention by round"),
+        "Honesty that is learned lowers made-up answers and raises “I do not know” on what cannot be known, "
+        "while known facts stay known.",
+    )  # fmt: skip
+
+
+Point = tuple[int, Json]
+
+
+def by_round(view: View) -> list[Point]:
+    """The SFT model as round 0, then every round."""
+    results = view.results or {}
+    found: list[Point] = []
+    if "sft" in results.get("table", {}):
+        sampled = results["sampled"]["sft"]
+        row = dict(results["table"]["sft"]) | {"intervals": results["intervals"]["sft"]}
+        row["abstain_never_rate"] = number_in(sampled, "abstain_never_rate", "mean")
+        row["proxy_reward"] = number_in(sampled, "proxy_reward", "mean")
+        found.append((0, row))
+    return found + [(int(r["name"].removeprefix("rl-")), r) for r in results.get("rounds") or []]
+
+
+def line_of(points: Sequence[Point], name: str, key: str, colour: str) -> Series:
+    ends = [(p["intervals"].get(key) or (None, None)) for _, p in points]
+    values: list[Number] = [p.get(key) for _, p in points]
+    return Series(name, [float(x) for x, _ in points], values, colour, "points", *zip(*ends, strict=True))
+
+
+def rounds_plot(
+    series: list[Series],
+    points: Sequence[Point],
+    *,
+    as_percent: bool = False,
+    zero: bool = False,
+    describe: str = "",
+) -> Html:
+    ticks = [float(x) for x, _ in points]
+    return line_plot(
+        series, x_label="round", as_percent=as_percent, zero=zero, x_ticks=ticks, describe=describe
+    )
