@@ -1,0 +1,89 @@
+"""One command per stage: `bloomery sft --config F --set k=v --out DIR`.
+
+The names stand here rather than in the registry of stages so that `--help` need not import torch; a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+PANEL = "Single stages"
+
+# command -> (stage, summary); a space in the command puts it into a group
+COMMANDS: dict[str, tuple[str, str]] = {
+    "world": ("world", "Make the embedded world: documents, questions with known answers, demonstrations."),
+    "data clean": ("clean", "Clean, deduplicate and mix documents."),
+    "tokenizer train": ("tokenizer", "Train a byte-level BPE tokenizer on documents."),
+    "data encode": ("encode", "Tokenise documents into memory-mapped shards."),
+    "pretrain": ("pretrain", "Train a base model on tokenised text."),
+    "sft": ("sft", "Fine-tune a model on demonstrations."),
+    "label simulate": ("label", "Have simulated annotators rank the answers of models."),
+    "reward": ("reward", "Train a reward model on rankings."),
+    "ppo": ("ppo", "Improve a policy against a reward model, on a KL leash."),
+    "evaluate": ("evaluate", "Measure a model: the oracle's table, held-out text, divergence."),
+}
+
+
+def where(stage: str) -> str:
+    """The command that runs a stage."""
+    return next(f"bloomery {command}" for command, (name, _) in COMMANDS.items() if name == stage)
+
+
+def add_to(app: typer.Typer, group: str = "") -> None:
+    """Add the stage commands of a group ("data"), or those that are in none."""
+    for command, (stage, summary) in COMMANDS.items():
+        outer, _, name = command.rpartition(" ")
+        if outer == group:
+            panel = None if group else PANEL
+            app.command(name, help=summary, rich_help_panel=panel)(_command(stage))
+
+
+def _command(stage: str) -> Callable[..., None]:
+    def command(
+        out: Annotated[
+            Path, typer.Option("--out", help="Where to write; must be new, or an unfinished run of the same.")
+        ],
+        config: Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")] = None,
+        settings: Annotated[
+            list[str] | None, typer.Option("--set", help="key=value, over the YAML; may be repeated.")
+        ] = None,
+        resume: Annotated[
+            Literal["auto", "never"], typer.Option(help="Go on with an unfinished run, or start it again.")
+        ] = "auto",
+    ) -> None:
+        run(stage, config, settings or [], out, resume)
+
+    command.__doc__ = f"Settings: bloomery ls stages {stage}"
+    return command
+
+
+def run(stage: str, config: Path | None, settings: list[str], out: Path, resume: str) -> None:
+    from bloomery import recipe
+    from bloomery.stages import STAGES
+    from bloomery.train.run import discard
+
+    part = STAGES[stage]
+    read = recipe.load(part.recipe, config, settings)
+    missing_inputs(read)
+    if resume == "never":
+        discard(out)
+    part.run(read, out)
+    typer.echo(str(out))
+
+
+def missing_inputs(read: object) -> None:
+    """Raises a `UsageError` that names every input that is not there."""
+    from bloomery.errors import UsageError
+    from bloomery.recipe import Section, input_paths
+
+    assert isinstance(read, Section)
+    missing = [f"{name}: {path}" for name, path in input_paths(read) if not path.exists()]
+    if missing:
+        raise UsageError(
+            "there is nothing at " + ", ".join(missing), do="check the paths in --config and --set"
+        )

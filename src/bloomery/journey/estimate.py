@@ -1,0 +1,209 @@
+"""What a step will cost: parameters, memory, time and disk, before anything runs.
+
+These are estimates: floating-point operations counted from shapes and tokens, divided by the speed of this
+machine's matrix products and by how far the real loops stay below it (`SHARE`, measured on two CPU cores;
+small models waste most of a processor on small products). Expect them to be right within a factor of two.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bloomery.data.rows import read_lines
+from bloomery.journey.steps import Plan
+from bloomery.models.config import LlamaConfig
+
+SHARE = {"train": 0.40, "generate": 0.05, "score": 0.30}
+"""Part of the speed of a large matrix product that each kind of loop reaches."""
+BYTES_PER_TOKEN = 3.5
+TOKENS_PER_CONVERSATION = 32
+TOKENS_PER_ANSWER = 12
+PER_PERSON = {"demonstrations": 25, "questions": 12}
+"""How many the embedded world makes for each documented person."""
+WORLD_BYTES = 9e6
+"""Text of the embedded world, whatever its size."""
+PROCESS = 600e6
+"""Bytes of Python with torch, before any model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`parameters` of the model the step makes (0 for none); bytes; seconds."""
+
+    parameters: int
+    memory: float
+    seconds: float
+    disk: float
+
+
+@dataclass(slots=True)
+class Known:
+    """What earlier steps of a plan tell about later ones. `conversations` is (number, tokens of each)."""
+
+    speed: float
+    people: int = 0
+    text_bytes: float = WORLD_BYTES
+    vocab: int = 2048
+    model: LlamaConfig | None = None
+    conversations: tuple[int, float] = (0, TOKENS_PER_CONVERSATION)
+    slates: int = 0
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.model or LlamaConfig.shape(16, 1, 1, self.vocab)
+
+    @property
+    def parameters(self) -> int:
+        return self.config.num_parameters()
+
+    def seconds(self, kind: str, tokens: float, length: float, passes: int = 1) -> float:
+        """Time for `tokens` tokens in rows of `length`; `passes` is 1 for forward, 3 with backward.
+
+        2 N operations per token and pass for the products with weights (Kaplan et al. 2020), plus the
+        causal half of attention's 4 * depth * length * width.
+        """
+        attention = 2 * self.config.num_hidden_layers * length * self.config.hidden_size
+        return tokens * passes * (2 * self.parameters + attention) / (self.speed * SHARE[kind])
+
+    def training(self, tokens: float, seconds: float, models: int = 1) -> Estimate:
+        """Weights, gradients, two Adam moments, and what backward keeps of the `tokens` tokens of a step."""
+        kept = 4 * tokens * (16 * self.config.num_hidden_layers * self.config.hidden_size + 3 * self.vocab)
+        memory = PROCESS + models * 16 * self.parameters + kept
+        return Estimate(self.parameters, memory, seconds, 4 * self.parameters + models * 24 * self.parameters)
+
+
+def matmul_speed(dtype: torch.dtype = torch.float32, size: int = 768, seconds: float = 0.25) -> float:
+    """Floating-point operations a second of a square matrix product: the best within `seconds`."""
+    a, b = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def estimate(plan: Plan, speed: float) -> list[Estimate]:
+    """One estimate for each step; `speed` in operations a second, as `matmul_speed` measures it."""
+    known = Known(speed)
+    return [ESTIMATORS[step.stage](step.recipe, known) for step in plan.steps]
+
+
+def _world(recipe: Any, known: Known) -> Estimate:
+    known.people = recipe.size
+    known.conversations = (PER_PERSON["demonstrations"] * recipe.size, TOKENS_PER_CONVERSATION)
+    return Estimate(0, PROCESS, 15 + recipe.size / 40, 2 * known.text_bytes)
+
+
+def _clean(recipe: Any, known: Known) -> Estimate:
+    _, num_bytes = _size(recipe.documents)
+    known.text_bytes = num_bytes or known.text_bytes
+    return _pass_over(known, bytes_per_second=1e6, disk=known.text_bytes)
+
+
+def _tokenizer(recipe: Any, known: Known) -> Estimate:
+    known.vocab = recipe.vocab_size
+    return _pass_over(known, bytes_per_second=2e6, disk=50 * recipe.vocab_size)
+
+
+def _encode(recipe: Any, known: Known) -> Estimate:
+    return _pass_over(known, bytes_per_second=3e6, disk=2 * known.text_bytes / BYTES_PER_TOKEN)
+
+
+def _pass_over(known: Known, bytes_per_second: float, disk: float) -> Estimate:
+    return Estimate(0, PROCESS + 4 * known.text_bytes, 1 + known.text_bytes / bytes_per_second, disk)
+
+
+def _pretrain(recipe: Any, known: Known) -> Estimate:
+    shape = recipe.model
+    known.model = LlamaConfig.shape(
+        shape.width,
+        shape.depth,
+        shape.heads,
+        known.vocab,
+        kv_heads=shape.kv_heads,
+        context=shape.context,
+        tied=shape.tied,
+    )
+    step = recipe.batch * shape.context / recipe.micro_batches
+    return known.training(step, known.seconds("train", recipe.tokens, shape.context, passes=3))
+
+
+def _sft(recipe: Any, known: Known) -> Estimate:
+    rows, num_bytes = _size(recipe.demonstrations)
+    if rows:
+        known.conversations = (rows, num_bytes / rows / BYTES_PER_TOKEN)
+    number, length = known.conversations
+    seconds = known.seconds("train", recipe.epochs * number * length, length, passes=3)
+    return known.training(recipe.batch * length, seconds)
+
+
+def _label(recipe: Any, known: Known) -> Estimate:
+    answers = recipe.prompts * sum(arm.samples for arm in recipe.arms)
+    known.slates += recipe.prompts
+    seconds = known.seconds("generate", answers * TOKENS_PER_ANSWER, TOKENS_PER_CONVERSATION)
+    judged = recipe.prompts * recipe.overlap / 500
+    disk = recipe.prompts * recipe.overlap * 4000
+    return Estimate(0, PROCESS + 4 * known.parameters + 2e8, seconds + judged, disk)
+
+
+def _reward(recipe: Any, known: Known) -> Estimate:
+    rows, num_bytes = _size(recipe.rankings)
+    slates, answers, length = (known.slates, 6.0, known.conversations[1])
+    if rows:
+        slates, answers, length = rows, 2.0, num_bytes / rows / 2 / BYTES_PER_TOKEN
+    tokens = recipe.epochs * slates * answers * length
+    return known.training(recipe.batch * answers * length, known.seconds("train", tokens, length, passes=3))
+
+
+def _ppo(recipe: Any, known: Known) -> Estimate:
+    episodes, length = recipe.steps * recipe.prompts_per_step, known.conversations[1]
+    drawn = known.seconds("generate", episodes * min(recipe.max_tokens, TOKENS_PER_ANSWER), length)
+    scored = known.seconds("score", 3 * episodes * length, length)
+    learned = known.seconds("train", 2 * recipe.epochs * episodes * length, length, passes=3)
+    if recipe.ptx_coef > 0:
+        tokens = recipe.steps * recipe.epochs * recipe.minibatches * recipe.ptx_batch * recipe.ptx_length
+        learned += known.seconds("train", tokens, recipe.ptx_length, passes=3)
+    return known.training(recipe.prompts_per_step * length, drawn + scored + learned, models=2)
+
+
+def _evaluate(recipe: Any, known: Known) -> Estimate:
+    asked = (
+        PER_PERSON["questions"] * known.people
+        if recipe.world
+        else _size([recipe.questions] if recipe.questions else [])[0]
+    )
+    asked = min(asked, recipe.limit or asked)
+    answered = known.seconds("generate", 2 * asked * TOKENS_PER_ANSWER, TOKENS_PER_CONVERSATION)
+    scored = known.seconds("score", 4 * asked * TOKENS_PER_CONVERSATION, TOKENS_PER_CONVERSATION)
+    return Estimate(0, PROCESS + 12 * known.parameters + 3e8, 2 + answered + scored, 1000 * asked)
+
+
+ESTIMATORS: dict[str, Callable[[Any, Known], Estimate]] = {
+    "world": _world,
+    "clean": _clean,
+    "tokenizer": _tokenizer,
+    "encode": _encode,
+    "pretrain": _pretrain,
+    "sft": _sft,
+    "label": _label,
+    "reward": _reward,
+    "ppo": _ppo,
+    "evaluate": _evaluate,
+}
+
+
+def _size(paths: Iterable[Path]) -> tuple[int, int]:
+    """Rows and bytes of the files that are there already (decompressed)."""
+    rows = num_bytes = 0
+    for path in paths:
+        if path.is_file():
+            for line in read_lines(path):
+                rows, num_bytes = rows + 1, num_bytes + len(line.data)
+    return rows, num_bytes

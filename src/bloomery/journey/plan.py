@@ -1,0 +1,161 @@
+"""The plan of a journey: its steps in the order they run, each stage's inputs filled in.
+
+    world -> data -> tokenizer -> corpus -> base -> sft -> (label -> reward -> ppo) per round; evaluations
+
+With files of your own (`data.documents`) the rankings come from files too, so there is one round at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bloomery.errors import RecipeError, UsageError
+from bloomery.journey.run import Run
+from bloomery.journey.settings import Answers, Journey, _Journey
+from bloomery.journey.steps import Plan, Step
+from bloomery.recipe import Section
+from bloomery.stages import STAGES
+
+__all__ = ["Journey", "make_plan", "runs"]
+
+ROUND_SEEDS = 1000
+"""Distance between the seeds of two rounds, so that they ask different prompts."""
+
+
+def runs() -> dict[str, Run]:
+    """What carries out each stage."""
+    return {name: STAGES[name].run for name in STAGES}
+
+
+def make_plan(journey: _Journey, out: Path) -> Plan:
+    """The steps of a journey into `out`. Raises `RecipeError` for settings that a stage refuses together."""
+    return files_plan(journey, out) if journey.data.documents else world_plan(journey, out)
+
+
+class Steps:
+    """Collects steps. `add` returns the path that later steps give as their input."""
+
+    def __init__(self, journey: _Journey, out: Path) -> None:
+        self.seed, self.out, self.steps = journey.seed, out, list[Step]()
+
+    def add(
+        self, name: str, stage: str, settings: Section, *, seed: int | None = None, **inputs: Any
+    ) -> Path:
+        schema = STAGES[stage].recipe
+        tree = settings.model_dump() | inputs
+        if "seed" in schema.model_fields:
+            tree["seed"] = self.seed if seed is None else seed
+        try:
+            self.steps.append(Step(name, stage, schema.model_validate(tree)))
+        except ValidationError as error:
+            raise RecipeError([f"{stage}: {one['msg']}" for one in error.errors()]) from None
+        return self.out / name
+
+    def plan(self, rounds: int) -> Plan:
+        last = {"reward": f"reward-{rounds}", "rl": f"ppo-{rounds}"} if rounds else {}
+        return Plan(tuple(self.steps), last)
+
+
+def world_plan(j: _Journey, out: Path) -> Plan:
+    """The embedded world: everything is made, judged and measured against its ground truth."""
+    add = (steps := Steps(j, out)).add
+    world = add("world", "world", j.world)
+    shown = world / "demonstrations.jsonl"
+    data = add("data", "clean", j.clean, documents=[world / "documents.jsonl"])
+    text = [data / "documents.jsonl"]
+    tokenizer = add("tokenizer", "tokenizer", j.tokenizer, documents=text, conversations=[shown])
+    corpus = add("corpus", "encode", j.encode, documents=text, tokenizer=tokenizer)
+    base = add("base", "pretrain", j.pretrain, corpus=corpus, tokenizer=tokenizer)
+    measured: dict[str, Any] = {"world": world, "corpus": corpus}
+    add("evaluate-base", "evaluate", j.evaluate, model=base, chat=False, **measured)
+    sft = add("sft", "sft", j.sft, model=base, demonstrations=[shown])
+    measured["reference"] = sft
+    add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
+    models, labels, reward = {"base": base, "sft": sft, "rl": sft}, list[Path](), None
+    for n in range(1, j.rounds + 1):
+        part, seed = j.first if n == 1 else j.later, j.seed + ROUND_SEEDS * (n - 1)
+        arms = list(_arms(part.answers, models))
+        labels.append(add(f"label-{n}", "label", part.label, seed=seed, world=world, arms=arms))
+        reward = add(
+            f"reward-{n}",
+            "reward",
+            part.reward,
+            seed=seed,
+            model=sft,
+            start=reward,
+            rankings=[label / "rankings.jsonl" for label in labels],
+            gold=[label / "gold.jsonl" for label in labels],
+            demonstrations=shown,
+        )
+        models["rl"] = add(
+            f"ppo-{n}",
+            "ppo",
+            part.ppo,
+            seed=seed,
+            policy=models["rl"],
+            reference=sft,
+            reward=reward,
+            prompts=world / "prompts.jsonl",
+            corpus=corpus,
+        )
+        add(f"evaluate-rl-{n}", "evaluate", j.evaluate, model=models["rl"], reward=reward, **measured)
+    return steps.plan(j.rounds)
+
+
+def files_plan(j: _Journey, out: Path) -> Plan:
+    """Your own files: text, demonstrations, and rankings if there is to be a reward model."""
+    _check_files(j)
+    add, root = (steps := Steps(j, out)).add, j.data.root
+    shown = [root / path for path in j.data.demonstrations]
+    rankings = [root / path for path in j.data.rankings]
+    data = add("data", "clean", j.clean, documents=[root / path for path in j.data.documents])
+    text = [data / "documents.jsonl"]
+    tokenizer = add("tokenizer", "tokenizer", j.tokenizer, documents=text, conversations=shown)
+    corpus = add("corpus", "encode", j.encode, documents=text, tokenizer=tokenizer)
+    base = add("base", "pretrain", j.pretrain, corpus=corpus, tokenizer=tokenizer)
+    prompts = root / j.data.prompts if j.data.prompts else rankings[0] if rankings else shown[0]
+    questions = root / j.data.questions if j.data.questions else prompts
+    measured: dict[str, Any] = {"questions": questions, "corpus": corpus}
+    add("evaluate-base", "evaluate", j.evaluate, model=base, chat=False, **measured)
+    sft = add("sft", "sft", j.sft, model=base, demonstrations=shown)
+    measured["reference"] = sft
+    if not j.rounds:
+        add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
+        return steps.plan(0)
+    reward = add("reward-1", "reward", j.first.reward, model=sft, rankings=rankings, demonstrations=shown[0])
+    measured["reward"] = reward
+    add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
+    rl = add(
+        "ppo-1", "ppo", j.first.ppo, policy=sft, reference=sft, reward=reward, prompts=prompts, corpus=corpus
+    )
+    add("evaluate-rl-1", "evaluate", j.evaluate, model=rl, **measured)
+    return steps.plan(1)
+
+
+def _check_files(j: _Journey) -> None:
+    if not j.data.demonstrations:
+        raise UsageError("data.demonstrations is empty: sft needs conversations to imitate")
+    if j.rounds > 1:
+        raise UsageError(
+            "rankings from files are made once, so there is one round at most",
+            got=f"rounds = {j.rounds}",
+            do="--set rounds=1, or rounds=0 to stop after sft",
+        )
+    if j.rounds and not j.data.rankings:
+        raise UsageError("data.rankings is empty: the reward model needs rankings", do="or --set rounds=0")
+
+
+def _arms(answers: Iterable[Answers], models: dict[str, Path]) -> Iterable[dict[str, Any]]:
+    """The models that answer, each under a name that says how: `sft`, `sft-t1.3`, `rl-greedy`."""
+    for one in answers:
+        how = "" if one.temperature == 1 else "-greedy" if one.temperature == 0 else f"-t{one.temperature:g}"
+        yield {
+            "name": one.of + how,
+            "model": models[one.of],
+            "samples": one.samples,
+            "temperature": one.temperature,
+        }

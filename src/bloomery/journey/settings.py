@@ -1,0 +1,143 @@
+"""The settings of a journey: a section for every stage, with that stage's own settings and defaults.
+
+Input paths are left out, because the plan fills them in, and the seed, because there is one for all. The
+sections are made from the recipes of the stages, so a new setting of a stage is a new key here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from bloomery.recipe import Input, Section
+from bloomery.stages import STAGES
+
+
+class Data(Section):
+    """Your own data instead of the embedded world. Paths are relative to `root`."""
+
+    root: Path = Path()
+    documents: tuple[Path, ...] = ()
+    """Text to pretrain on. When there is none, the journey goes through the embedded world."""
+    demonstrations: tuple[Path, ...] = ()
+    """Conversations to imitate."""
+    rankings: tuple[Path, ...] = ()
+    """Rankings or preference pairs to train the reward model on."""
+    prompts: Path | None = None
+    """Prompts for PPO; those of the first file of rankings when not given."""
+    questions: Path | None = None
+    """Prompts that the models answer for the report; the same as `prompts` when not given."""
+
+
+class Answers(Section):
+    """Whose answers are ranked, and how they are drawn."""
+
+    of: Literal["base", "sft", "rl"]
+    """`rl` is the policy as it stands."""
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(1.0, ge=0)
+
+
+class _Round(Section):
+    """One round: models and people answer prompts, annotators rank, the reward model learns, PPO improves."""
+
+    answers: tuple[Answers, ...]
+    label: Any
+    reward: Any
+    ppo: Any
+
+
+class _Journey(Section):
+    """From raw text to an aligned model: which stages, and their settings."""
+
+    seed: int = 0
+    rounds: int = Field(4, ge=0)
+    """How often label, reward and ppo are repeated on the newest policy's answers; 0 stops after sft."""
+    data: Data = Data()
+    world: Any
+    clean: Any
+    tokenizer: Any
+    encode: Any
+    pretrain: Any
+    sft: Any
+    first: Any
+    later: Any
+    evaluate: Any
+
+
+def settings_of(stage: str, **defaults: Any) -> type[Section]:
+    """The settings of a stage without its inputs and its seed; `defaults` replace some of the stage's own."""
+    schema = STAGES[stage].recipe
+    fields: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        if name != "seed" and not _holds_input(field):
+            default = defaults.get(name, field.get_default(call_default_factory=True))
+            annotation: Any = (
+                Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            )
+            known = {} if default is PydanticUndefined else {"default": default}
+            fields[name] = (annotation, Field(description=field.description, **known))
+    return create_model(f"{schema.__name__}Settings", __base__=Section, __doc__=schema.__doc__, **fields)
+
+
+def _holds_input(field: FieldInfo) -> bool:
+    """Whether a field is an input path, or made of sections that have one."""
+    return any(isinstance(mark, Input) for mark in field.metadata) or _mentions_input(field.annotation)
+
+
+def _mentions_input(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated and any(isinstance(m, Input) for m in get_args(annotation)[1:]):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return any(_holds_input(field) for field in annotation.model_fields.values())
+    return any(_mentions_input(arg) for arg in get_args(annotation) if arg is not Ellipsis)
+
+
+def _round(answers: tuple[Answers, ...], **changed: dict[str, Any]) -> Section:
+    parts = {stage: settings_of(stage, **changed.get(stage, {})) for stage in ("label", "reward", "ppo")}
+    kind = create_model(
+        "Round",
+        __base__=_Round,
+        __doc__=_Round.__doc__,
+        answers=(tuple[Answers, ...], answers),
+        **{stage: (part, part()) for stage, part in parts.items()},  # type: ignore[call-overload]
+    )
+    return kind.model_validate({})
+
+
+FIRST = _round(
+    (
+        Answers(of="base"),
+        Answers(of="sft", samples=2),
+        Answers(of="sft", temperature=1.3),
+        Answers(of="sft", temperature=0.0),
+    ),
+    label={"styles": ("right", "hedged", "abstain", "wrong", "garbled", "refusal")},
+)
+LATER = _round(
+    (
+        Answers(of="rl", samples=2),
+        Answers(of="rl", temperature=1.3),
+        Answers(of="rl", temperature=0.0),
+        Answers(of="sft"),
+    ),
+    label={"styles": ("right", "abstain", "garbled")},
+    reward={"epochs": 1.0},
+)
+
+
+def _sections() -> dict[str, Any]:
+    stages = ("world", "clean", "tokenizer", "encode", "pretrain", "sft", "evaluate")
+    made = {stage: settings_of(stage) for stage in stages}
+    return {
+        **{stage: (part, part()) for stage, part in made.items()},
+        "first": (type(FIRST), FIRST),
+        "later": (type(LATER), LATER),
+    }
+
+
+Journey: type[_Journey] = create_model("Journey", __base__=_Journey, __doc__=_Journey.__doc__, **_sections())
