@@ -90,6 +90,7 @@ def pad(
     examples: Sequence[Rendered | tuple[Sequence[int], Sequence[bool]]], pad_id: int, num_bytes: int = 0
 ) -> TokenBatch:
     """Examples as rows, padded on the right to the longest; padding has mask False and segment 0.
+    Position 0 follows nothing, so it never counts.
 
     Raises `DataError` for no examples, an empty one, or a mask that is not as long as its tokens.
     """

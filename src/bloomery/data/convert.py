@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -178,10 +179,15 @@ def _expect(record: AnyRecord, kind: type[R], format: str) -> R:
     return record
 
 
-def _open(path: Path, suffix: str) -> IO[bytes]:
+@contextmanager
+def _open(path: Path, suffix: str) -> Iterator[IO[bytes]]:
     """A file that compresses by the ending it will have; equal rows give equal bytes."""
-    if suffix == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(path, "wb", mtime=0))
-    if suffix == ".zst":
-        return cast(IO[bytes], zstandard.open(path, "wb"))
-    return path.open("wb")
+    with path.open("wb") as plain:
+        if suffix == ".gz":
+            with gzip.GzipFile(filename="", fileobj=plain, mode="wb", mtime=0) as packed:
+                yield cast(IO[bytes], packed)
+        elif suffix == ".zst":
+            with zstandard.ZstdCompressor().stream_writer(plain, closefd=False) as stream:
+                yield cast(IO[bytes], stream)
+        else:
+            yield plain
