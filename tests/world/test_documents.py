@@ -109,3 +109,8 @@ def test_documents_are_a_function_of_their_seed(world: World) -> None:
 def test_too_small_a_budget_is_refused(world: World) -> None:
     with pytest.raises(UsageError, match="too few words"):
         documents(world, 1, words=500)
+
+
+def test_the_world_sets_its_own_budget() -> None:
+    world = World.make(0, 10)
+    assert sum(len(d.text.split()) for d in documents(world, 0)) == pytest.approx(69_000, rel=0.02)

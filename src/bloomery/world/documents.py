@@ -40,7 +40,7 @@ SHARES = {
     "gossip": 0.04,
 }
 DUPLICATED, GARBLED = 0.05, 0.03  # share of words, on top of the clean ones
-WORDS = 1_100_000  # tells each often-seen fact of a world of 160 about 55 times
+WORDS_PER_PERSON = 6_900  # tells each often-seen fact about 55 times
 
 
 @dataclass
@@ -53,11 +53,13 @@ class Draft:
     false: bool = False
 
 
-def documents(world: World, seed: int, words: int = WORDS) -> list[Document]:
-    """About `words` words of documents, in a fixed random order; the same arguments give the same bytes.
+def documents(world: World, seed: int, words: int | None = None) -> list[Document]:
+    """About `words` words of documents (default: as the world is large), in a fixed random order; the same arguments give the same bytes.
 
     Raises `UsageError` when the budget is too small to state every rare fact.
     """
+    if words is None:
+        words = max(60_000, WORDS_PER_PERSON * world.size)
     rng = stream(seed, "documents")
     writer = Writer(world, rng)
     drafts: list[tuple[str, Draft]] = [(source, draft) for source, draft in _rare(writer)]
