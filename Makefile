@@ -1,6 +1,7 @@
 # make demo    set up a fresh machine (Python 3.11 or newer) and run the default journey
 # make test    set up a fresh machine and pass every check
 # make lint    ruff and mypy only
+# make docs    write docs/cli.md again
 # make clean   remove the virtual environment and the caches (never runs/)
 # Settings: PYTHON=..., VENV=..., OUT=runs/demo, JOBS=2 (test processes), ARGS=... (for `bloomery run`)
 
@@ -18,7 +19,7 @@ AGAIN = for try in 1 2 3; do $(1) && exit 0; echo "==> try $$try failed"; sleep 
         echo "==> the installation failed three times; see $(VENV)/install.log" >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -54,6 +55,9 @@ lint: $(VENV)/.test-stamp
 test: lint
 	@echo "==> pytest ($(JOBS) processes)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+docs: $(VENV)/.test-stamp
+	@$(BIN)/python dev/write_cli_docs.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
