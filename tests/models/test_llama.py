@@ -128,6 +128,17 @@ def test_cached_equals_uncached_for_rows_of_different_lengths(model) -> None:
     assert cache.lengths.tolist() == at.tolist()
 
 
+def test_rows_read_in_parts_of_one_cache(model) -> None:
+    x = tokens(3, 8)
+    cache = KVCache(CONFIG, 3, 10)
+    model(x[:2, :7], cache=cache.share(0, 2))
+    model(x[2:, :4], cache=cache.share(2, 3))
+    cache.trim(torch.tensor([7, 7, 4]))
+    new = torch.stack((x[0, 7], x[1, 7], x[2, 4]))[:, None]
+    expected = torch.stack((*model(x)[:2, 7], model(x)[2, 4]))
+    torch.testing.assert_close(model(new, cache=cache)[:, 0], expected, atol=1e-5, rtol=0)
+
+
 def test_select_drops_and_repeats_rows(model) -> None:
     x = tokens(3, 8)
     cache = KVCache(CONFIG, 3, 12)

@@ -1,7 +1,7 @@
 """Batched generation with the very model code that training runs.
 
-Prompts are sorted by length and read in one right-padded pass per batch (equal prompts once); then every
-unfinished row gets one token a step, and finished rows are dropped from the batch as they pile up.
+Prompts are sorted by length and read in right-padded passes (equal prompts once); then every unfinished row
+gets one token a step, and finished rows are dropped from the batch as they pile up.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from bloomery.types import Completion, SamplingParams
 
 # Rows are dropped when at least this fraction of the batch has finished: dropping copies the cache.
 DROP_FRACTION = 0.125
+# Prompts read in one padded pass; they come sorted by length, so few rows mean little padding.
+PREFILL_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +128,23 @@ class Engine:
         """Read the prompts, equal ones once: the hidden state [B, D] of each last token, and the cache."""
         parameter = next(self.model.parameters())
         device = parameter.device
-        distinct = {tuple(p): 0 for p in prompts}
-        for index, prompt in enumerate(distinct):
-            distinct[prompt] = index
-        lengths = torch.tensor([len(p) for p in distinct], device=device)
-        width = int(lengths.max())
-        padded = [[*p, *([self.pad_id] * (width - len(p)))] for p in distinct]
+        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(p) for p in prompts))}
+        distinct = list(index)
         cache = KVCache(self.model.config, len(distinct), max_len, dtype=parameter.dtype, device=device)
-        hidden = self.model(torch.tensor(padded, device=device), cache=cache)
-        cache.trim(lengths)
-        hidden = hidden[torch.arange(len(distinct), device=device), lengths - 1]
+        ends: list[Tensor] = []
+        for start in range(0, len(distinct), PREFILL_ROWS):
+            some = distinct[start : start + PREFILL_ROWS]
+            lengths, width = torch.tensor([len(p) for p in some], device=device), max(map(len, some))
+            padded = torch.tensor([[*p, *([self.pad_id] * (width - len(p)))] for p in some], device=device)
+            hidden = self.model(padded, cache=cache.share(start, start + len(some)))
+            ends.append(hidden[torch.arange(len(some), device=device), lengths - 1])
+        cache.trim(torch.tensor([len(p) for p in distinct], device=device))
+        last = torch.cat(ends)
         if len(distinct) < len(prompts):
-            share = torch.tensor([distinct[tuple(p)] for p in prompts], device=device)
-            cache.select(share)
-            hidden = hidden[share]
-        return hidden, cache
+            rows = torch.tensor([index[tuple(p)] for p in prompts], device=device)
+            cache.select(rows)
+            last = last[rows]
+        return last, cache
 
     def _check(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
         if len(prompts) != len(params):

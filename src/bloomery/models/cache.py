@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -65,6 +67,14 @@ class KVCache:
         """Set each row's length [B], forgetting what lies beyond it (the padding of a prefill)."""
         self.lengths = lengths.to(self.lengths)
         self.longest = int(lengths.max()) if len(lengths) else 0
+
+    def share(self, start: int, stop: int) -> KVCache:
+        """An empty cache over the same memory, for rows start to stop: lets rows of like length be read
+        together. Call `trim` on this one when all are read."""
+        part = copy(self)
+        part.keys, part.values = [k[start:stop] for k in self.keys], [v[start:stop] for v in self.values]
+        part.lengths, part.longest = torch.zeros_like(self.lengths[start:stop]), 0
+        return part
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows of this index [N], in its order: drops finished rows, or repeats a shared prompt."""
