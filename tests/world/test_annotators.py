@@ -81,7 +81,7 @@ def test_habits_show(sets: list[tuple[Question, list[str]]], oracle: Oracle) -> 
         view = first.rank(q, texts, oracle, 0)
         assert view.ranking[view.shown_order[0]] == 1
         lengths = [len(t.split()) for t in texts]
-        assert long.rank(q, texts, oracle, 0).ranking[lengths.index(max(lengths))] == 1
+        assert lengths[long.rank(q, texts, oracle, 0).ranking.index(1)] == max(lengths)
         calm = CALM.rank(q, texts, oracle, 0)
         assert kind.rank(q, texts, oracle, 0).ranking == calm.ranking
         for a, b in zip(kind.rank(q, texts, oracle, 0).ratings, calm.ratings, strict=True):

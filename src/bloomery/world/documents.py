@@ -54,8 +54,9 @@ class Draft:
 
 
 def documents(world: World, seed: int, words: int | None = None) -> list[Document]:
-    """About `words` words of documents (default: as the world is large), in a fixed random order; the same arguments give the same bytes.
+    """About `words` words of documents, by default in proportion to the size of the world.
 
+    The order is random but fixed: the same arguments give the same bytes.
     Raises `UsageError` when the budget is too small to state every rare fact.
     """
     if words is None:
@@ -200,7 +201,7 @@ def biography(w: Writer, must: Fact | None = None) -> Draft:
         lines = pick_some(w.rng, tasks.TOWN_LINES, int(w.rng.integers(3, 6)))
         return Draft([w.line([line], T=town, T2=other) for line in lines])
     person = w.world.by_name[must.person] if must else w.person()
-    facts = pick_some(w.rng, w.often(person), int(w.rng.integers(2, 6)))
+    facts = pick_some(w.rng, w.often(person), int(w.rng.integers(0 if must else 2, 6)))
     if must:
         facts.insert(int(w.rng.integers(len(facts) + 1)), must)
     named = full(person.name, person.female)

@@ -268,13 +268,18 @@ def _facts(
         "friend": friends,
     }
     facts: list[Fact] = []
+    friend_of: dict[str, str] = {}
     for person in people:
-        used = {person.name}  # nobody lives in the birthplace or is their own friend
+        # Nobody lives in the birthplace, is their own friend, or the friend of a friend: told facts would
+        # else give away hidden ones.
+        used = {person.name} | {name for name, friend in friend_of.items() if friend == person.name}
         for attribute in ATTRIBUTES:
             value = pick(rng, pools[attribute])
             while value in used:
                 value = pick(rng, pools[attribute])
             used.add(value)
+            if attribute == "friend":
+                friend_of[person.name] = value
             draw = rng.random()
             exposure: Exposure = "often" if draw < 0.65 else "rare" if draw < 0.8 else "never"
             facts.append(Fact(person.name, attribute, value, exposure if person.documented else "never"))
