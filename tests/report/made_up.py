@@ -14,7 +14,7 @@ from bloomery.evals.honesty import Judged
 
 ROUNDS = 3
 NASTY = "<script>alert('x')</script> & \"quotes\" \x1b[31m"
-# Chances of (right, abstains) by row: often-seen facts, rare ones, never-seen ones; refuses harmful, harmless.
+# Chances of (right, abstains) by row: facts seen often, rarely, never; then refusing harmful, harmless.
 CHANCES = {
     "base": ((0.93, 0.0), (0.55, 0.0), (0.03, 0.0), 0.02, 0.0),
     "sft": ((0.72, 0.03), (0.38, 0.06), (0.03, 0.14), 0.90, 0.02),
@@ -73,7 +73,7 @@ def _plan(rounds: int) -> list[tuple[str, str, dict[str, str]]]:
             (f"label-{r}", "label", {"arms[0].model": policy, "arms[1].model": "base", "world": "world"}),
             (f"reward-{r}", "reward", {"model": "sft", "rankings[0]": f"label-{r}"}),
             (f"ppo-{r}", "ppo", {"policy": policy, "reference": "sft", "reward": f"reward-{r}"}),
-            (f"evaluate-{r}", "evaluate", {"model": f"ppo-{r}", "reference": "sft", "world": "world"}),
+            (f"evaluate-rl-{r}", "evaluate", {"model": f"ppo-{r}", "reference": "sft", "world": "world"}),
         ]
         policy = f"ppo-{r}"
     return steps
@@ -122,7 +122,7 @@ def _content(directory: Path, name: str, stage: str, questions: int) -> None:
     if stage == "clean":
         (directory / "report.json").write_text(json.dumps(_cleaning()))
     if stage == "evaluate":
-        _evaluation(directory, name.removeprefix("evaluate-"), questions)
+        _evaluation(directory, name.removeprefix("evaluate-").removeprefix("rl-"), questions)
 
 
 def _pretrain(rng: np.random.Generator, _: int) -> list[dict[str, Any]]:
@@ -248,11 +248,12 @@ def _agreement(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _cleaning() -> dict[str, Any]:
-    return {
-        "read": 12000,
-        "kept": 10450,
-        "dropped": {"duplicate": 800, "near duplicate": 400, "garbled": 350},
+    sources = {
+        "encyclopedia": {"clean": {"kept": 5200}, "garbled": {"mojibake": 200, "stutter": 150}},
+        "news": {"clean": {"kept": 5250}, "duplicate": {"exact_duplicate": 800, "near_duplicate": 400}},
     }
+    reasons = {"exact_duplicate": 800, "near_duplicate": 400, "mojibake": 200, "stutter": 150}
+    return {"read": 12000, "kept": 10450, "reasons": reasons, "sources": sources}
 
 
 def _evaluation(directory: Path, row: str, questions: int) -> None:

@@ -37,12 +37,14 @@ _NAME = re.compile(r"(?:evaluate|eval)-(?:(base|sft|rl)|(?:(?:rl|ppo|round)-)?(\
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the printed table. `better` is +1 where more is better, -1 where less is, 0 for neither."""
+    """A column of the printed table. `better` is +1 where more is better, -1 where less is, 0 for neither.
+    `decoding` says in which answers `key` is looked up; None: in the table itself."""
 
     key: str
     title: str
     better: int
     percent: bool
+    decoding: str | None = None
 
 
 COLUMNS = (
@@ -55,6 +57,14 @@ COLUMNS = (
     Column("graded_reward_greedy", "graded\ngreedy", 1, False),
     Column("bpb", "bits per\nbyte", -1, False),
     Column("kl", "KL to\nSFT", 0, False),
+)
+# Where no oracle knows the answers, the reward model's own score is all there is.
+WITHOUT_ORACLE = (
+    *COLUMNS[-2:],
+    Column("proxy_reward", "score\nsampled", 1, False, "sampled"),
+    Column("proxy_reward", "score\ngreedy", 1, False, "greedy"),
+    Column("unfinished_rate", "cut off\nsampled", -1, True, "sampled"),
+    Column("length", "tokens\nsampled", 0, False, "sampled"),
 )
 
 
@@ -115,6 +125,43 @@ def seconds(out: Path) -> dict[str, float]:
         return {}
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model of results.json: its numbers in the table, with "intervals", "sampled" and "greedy".
+    `name` is "base", "sft", "rl-1" ... and, for the last round, "rl"; `round` is 0 up to SFT."""
+
+    name: str
+    label: str
+    round: int
+    cells: Json
+
+    def get(self, key: str, decoding: str | None = None) -> tuple[float | None, float | None, float | None]:
+        """(value, low, high) of a number of the table, or of a metric of one decoding."""
+        if decoding:
+            found = self.cells[decoding].get(key) or {}
+            return found.get("mean"), found.get("low"), found.get("high")
+        value = self.cells[key]
+        low, high = self.cells["intervals"][key]
+        return (value["mean"] if key == "kl" else value), low, high
+
+
+def rows(results: Mapping[str, Any]) -> list[Row]:
+    """Base, SFT, every round, the last one as RL; those that were evaluated."""
+    table, rounds = results["table"], results.get("rounds") or []
+
+    def cells(name: str) -> Json:
+        return {**table[name], **{part: results[part][name] for part in ("intervals", "sampled", "greedy")}}
+
+    found = [Row(n, label, 0, cells(n)) for n, label in (("base", "Base"), ("sft", "SFT")) if n in table]
+    for one in rounds[:-1]:
+        number = int(one["name"].removeprefix("rl-"))
+        found.append(Row(one["name"], f"Round {number}", number, one))
+    if "rl" in table:
+        last = int(rounds[-1]["name"].removeprefix("rl-")) if rounds else 1
+        found.append(Row("rl", f"RL, round {last}" if last > 1 else "RL", last, cells("rl")))
+    return found
+
+
 def _place(row: str) -> tuple[int, int]:
     order = {"base": 0, "sft": 1, "rl": 3}
     return (order[row], 0) if row in order else (2, int(row.removeprefix("rl-")))
@@ -148,11 +195,9 @@ def _round(name: str, row: Json, out: Path) -> Json:
         "name": name,
         **_plain(cells),
         "intervals": _intervals(cells),
-        **{
-            key: (row["sampled"].get(key) or {}).get("mean")
-            for key in ("fabrication_rate_strangers", "abstain_never_rate", "proxy_reward")
-        },
-        "reward_model_accuracy": card["accuracy"],
+        "sampled": row["sampled"],
+        "greedy": row["greedy"],
+        "reward_model": card,
     }
 
 
@@ -199,46 +244,30 @@ def _read_json(path: Path) -> Json:
 def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
     """The journey's table, at most 100 columns wide: a row per model, under each number its 95 % interval."""
     console = console or Console()
+    found = rows(results)
+    judged = any(row.get("graded_reward")[0] is not None for row in found)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("", no_wrap=True, style="bold")
-    for column in COLUMNS:
+    columns = COLUMNS if judged else WITHOUT_ORACLE
+    for column in columns:
         arrow = {1: " ↑", -1: " ↓", 0: ""}[column.better]
         table.add_column(column.title + arrow, justify="right", no_wrap=True)
-    rows = _rows(results)
-    for name, cells, ends in rows:
-        paired = results.get("paired") if name.startswith("RL") else None
-        label = {"base": "base", "sft": "SFT"}.get(name, name.replace("rl-", "RL, "))
-        table.add_row(label, *(_cell(column, cells, ends, paired) for column in COLUMNS))
+    for row in found:
+        paired = results.get("paired") if row.name == "rl" else None
+        table.add_row(row.label, *(_cell(column, row, paired) for column in columns))
     console.print(table)
     for line in _notes(results):
         console.print(Text(line), style="dim" if line.startswith("  Sampled") else "", soft_wrap=True)
 
 
-def _rows(results: Mapping[str, Any]) -> list[tuple[str, Json, Json]]:
-    table, ends = results["table"], results["intervals"]
-    rows = [(name, table[name], ends[name]) for name in ("base", "sft") if name in table]
-    rounds = results.get("rounds") or []
-    rows += [(row["name"], row, row["intervals"]) for row in rounds[:-1]]
-    if rounds or "rl" in table:
-        rows.append((f"RL, {rounds[-1]['name'][3:]}" if len(rounds) > 1 else "RL", table["rl"], ends["rl"]))
-    return rows
-
-
-def _cell(column: Column, cells: Json, ends: Json, paired: Json | None) -> Text:
-    value = cells[column.key]["mean"] if column.key == "kl" else cells[column.key]
+def _cell(column: Column, row: Row, paired: Json | None) -> Text:
+    value, low, high = row.get(column.key, column.decoding)
     if value is None:
         return Text("–", style="dim")
-    low, high = ends[column.key]
-    shown = f"{100 * value:.1f}%" if column.percent else f"{value:.3f}"
-    text = Text(shown, style=_verdict(column, paired))
-    if low is None:
+    text = Text(f"{100 * value:.1f}%" if column.percent else f"{value:.3f}", style=_verdict(column, paired))
+    if low is None or high is None or low == high:  # resampling answers that are all alike says nothing
         return text
-    if column.percent:
-        small = f"{100 * low:.0f}–{100 * high:.0f}"
-    else:
-        small = f"{_bare(low)} {_bare(high)}"
-    if low == high:  # every answer was alike: resampling them says nothing
-        small = ""
+    small = f"{100 * low:.0f}–{100 * high:.0f}" if column.percent else f"{_bare(low)} {_bare(high)}"
     return text.append("\n" + small, style="dim not bold default")
 
 

@@ -30,10 +30,8 @@ def draw(nodes: Sequence[Node]) -> Html:
     width = LEFT + (max(x for x, _ in place.values()) + 1) * (BOX + GAP)
     height = TOP + (max(y for _, y in place.values()) + 1) * LANE
     edges = [
-        _edge(place[parent], place[node.name], weights, f"{parent} to {node.name}")
-        for node in nodes
-        for parent, weights in sorted(node.parents, key=lambda p: p[1])
-        if parent in place
+        _edge(place[parent], place[name], weights, f"{parent} to {name}")
+        for parent, name, weights in sorted(drawn_edges(nodes), key=lambda edge: edge[2])
     ]
     lanes = sorted({y for _, y in place.values()})
     labels = [
@@ -51,6 +49,28 @@ def draw(nodes: Sequence[Node]) -> Html:
         class_="dag",
         role="img",
     )
+
+
+def drawn_edges(nodes: Sequence[Node]) -> list[tuple[str, str, bool]]:
+    """(parent, child, weights): every edge that carries weights, and of the others those that no longer path
+    already tells."""
+    above: dict[str, set[str]] = {}
+    parents = {node.name: [p for p, _ in node.parents] for node in nodes}
+
+    def ancestors(name: str) -> set[str]:
+        if name not in above:
+            above[name] = set()  # a circle, which a lineage cannot have, would end here
+            direct = [p for p in parents.get(name, ()) if p in parents]
+            above[name] = set(direct).union(*(ancestors(p) for p in direct))
+        return above[name]
+
+    return [
+        (parent, node.name, weights)
+        for node in nodes
+        for parent, weights in node.parents
+        if parent in parents
+        and (weights or not any(parent in ancestors(other) for other in parents[node.name]))
+    ]
 
 
 def layout(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:

@@ -3,6 +3,7 @@ decides what they look like by day, by night and on paper."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,15 @@ def number(value: Number, digits: int = 3) -> str:
         decimals = max(0, digits - 1 - math.floor(math.log10(size)))
         shown = f"{value:.{decimals}f}".rstrip("0").rstrip(".")
     return shown.replace("-", "−")
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks of one axis with the same number of decimals; very small ones as powers of ten."""
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=0.0)
+    if not step or step < 1e-4 or max(map(abs, ticks)) >= 1e7:
+        return [number(t) for t in ticks]
+    decimals = next(d for d in range(6) if abs(step * 10**d - round(step * 10**d)) < 1e-6 * 10**d)
+    return [f"{t:,.{decimals}f}".replace("-", "−") for t in ticks]
 
 
 def percent(value: Number, digits: int = 0) -> str:
@@ -125,19 +135,19 @@ class Frame:
 
     def axes(self, x_label: str, as_percent: bool) -> Html:
         parts: list[Html] = []
-        show = percent if as_percent else number
-        for y in self.y_ticks:
+        labels = [percent(y) for y in self.y_ticks] if as_percent else tick_labels(self.y_ticks)
+        for y, label in zip(self.y_ticks, labels, strict=True):
             at = self.py(y)
             zero = y == 0 and self.y_ticks[0] < 0
             parts.append(
                 tag("line", class_="zero" if zero else "rule", x1=LEFT, x2=self.width - RIGHT, y1=at, y2=at)
             )
-            parts.append(tag("text", show(y), class_="tick", x=LEFT - 8, y=at + 3.5, text_anchor="end"))
+            parts.append(tag("text", label, class_="tick", x=LEFT - 8, y=at + 3.5, text_anchor="end"))
         base = self.height - BOTTOM
-        for x in self.x_ticks:
+        for x, label in zip(self.x_ticks, tick_labels(self.x_ticks), strict=True):
             at = self.px(x)
             parts.append(tag("line", class_="axis", x1=at, x2=at, y1=base, y2=base + 4))
-            parts.append(tag("text", number(x), class_="tick", x=at, y=base + 16, text_anchor="middle"))
+            parts.append(tag("text", label, class_="tick", x=at, y=base + 16, text_anchor="middle"))
         parts.append(tag("line", class_="axis", x1=LEFT, x2=self.width - RIGHT, y1=base, y2=base))
         middle = (LEFT + self.width - RIGHT) / 2
         parts.append(tag("text", x_label, class_="label", x=middle, y=self.height - 6, text_anchor="middle"))
@@ -187,9 +197,9 @@ def line_plot(
 
 
 def legend(series: Sequence[Series]) -> Html:
-    """Names beside a short stroke of their colour; nothing when a single curve needs none."""
+    """Names beside a short stroke of their colour; empty when a single curve needs none."""
     if len(series) < 2:
-        return Html("")
+        return tag("div", class_="legend")
     items = [
         tag(
             "li",

@@ -11,6 +11,7 @@ from typing import Any
 
 from bloomery.errors import BloomeryError
 from bloomery.journey import results
+from bloomery.journey.results import Row
 from bloomery.journey.run import read_journal
 from bloomery.lineage import LINEAGE
 from bloomery.report.plots import Number
@@ -43,6 +44,11 @@ class View:
             except (BloomeryError, KeyError, TypeError, AttributeError) as error:
                 problems.append(f"the evaluations could not be put together: {error}")
         return cls(out, steps, numbers, seconds, problems)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The evaluated models: base, SFT, every round, RL."""
+        return results.rows(self.results) if self.results else []
 
     @property
     def rounds(self) -> list[int]:

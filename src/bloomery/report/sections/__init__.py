@@ -10,12 +10,13 @@ def section(name: str, title: str, intro: str, *children: Child) -> Html:
 
 
 def figure(title: str, unit: str, picture: Html, caption: str = "") -> Html:
+    """Title, unit, legend, picture and caption: five rows, so that neighbours in a grid line up."""
     return tag(
         "figure",
         tag("h3", title),
-        tag("p", unit, class_="unit") if unit else "",
-        picture,
-        tag("figcaption", caption) if caption else "",
+        tag("p", unit, class_="unit"),
+        picture if picture.startswith(("<ul", "<div")) else join(tag("div", class_="legend"), picture),
+        tag("figcaption", caption),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bloomery.journey.results import Row
 from bloomery.report.bars import Bar, bar_plot
 from bloomery.report.html import Html
 from bloomery.report.plots import Number, Series, line_plot, smooth
@@ -21,7 +22,8 @@ def reward_model(view: View) -> Html:
     if not numbers and not cards:
         return section("reward", title, "", missing("No reward model was trained in this run."))
     intro = (
-        "Annotators rank several answers to each prompt; the reward model learns to order answers as they do, from "
+        "Annotators rank several answers to each prompt; the reward model learns to order answers as "
+        "they do, from "
         "all pairs of a ranking. It can be no better than annotators agree with each other, and it must beat "
         "a rule that only counts characters."
     )
@@ -47,13 +49,15 @@ def accuracy_by_round(cards: dict[int, Json]) -> Html:
         if (value := number_in(last, key)) is not None
     ]
     agreed = number_in(last, "agreed", "accuracy")
-    caption = "The dashed lines are a rule that reads only length, and the agreement of two annotators: the ceiling."
+    caption = "The dashed lines: a rule that reads only length, and how far two annotators agree, the ceiling."
     if agreed is not None:
         caption += f" On comparisons where annotators agree the last one is right in {100 * agreed:.0f} %."
     return figure(
-        "Held-out accuracy", "share of comparisons ordered as the annotator did, with 95 % intervals",
-        bar_plot(bars, as_percent=True, top=1.0, references=references, describe="Reward model accuracy"), caption,
-    )  # fmt: skip
+        "Held-out accuracy",
+        "share of comparisons ordered as the annotator did, with 95 % intervals",
+        bar_plot(bars, as_percent=True, top=1.0, references=references, describe="Reward model accuracy"),
+        caption,
+    )
 
 
 def by_kind(card: Json) -> Html:
@@ -64,26 +68,27 @@ def by_kind(card: Json) -> Html:
     if not rows:
         return figure("By kind of comparison", "", missing("No oracle graded the held-out answers."))
     shown = sorted(rows, key=lambda row: -row[2])[:MANY_KINDS]
-    bars = [
-        Bar(
-            short(name),
-            accuracy,
-            colour="s3" if (accuracy or 0.0) >= 0.75 else "s2",
-            note=f"{n:,.0f} pairs; {name}",
-        )
-        for name, accuracy, n in sorted(shown, key=lambda row: row[1] or 0.0)
-    ]
+    bars = [kind_bar(name, accuracy, n) for name, accuracy, n in sorted(shown, key=lambda row: row[1] or 0.0)]
     rest = f" The {MANY_KINDS} most frequent of {len(rows)} kinds." if len(rows) > MANY_KINDS else ""
     return figure(
-        "By kind of comparison", "does it prefer what the oracle prefers? Last round; weakest first",
-        bar_plot(bars, as_percent=True, top=1.0, references=[(0.5, "chance")], name_width=210),
-        "Policies learn the weak spots: a kind near chance is one where PPO can earn reward for the wrong thing." + rest,
-    )  # fmt: skip
+        "By kind of comparison",
+        "does it prefer what the oracle prefers? Last round; weakest first",
+        bar_plot(bars, as_percent=True, top=1.0, references=[(0.5, "chance")], name_width=186),
+        "Policies learn the weak spots: a kind near chance is one where PPO can earn reward for the "
+        "wrong thing." + rest,
+    )
 
 
-def short(name: str) -> str:
-    """ "fact-never: abstained over wrong_confident" -> "fact-never: abstained > wrong confident"."""
-    return name.replace(" over ", " > ").replace("_", " ")
+def kind_bar(name: str, accuracy: Number, n: float) -> Bar:
+    """ "fact-never: abstained over wrong_confident" as a bar with two lines of name."""
+    kind, _, comparison = name.replace("_", " ").partition(": ")
+    return Bar(
+        kind,
+        accuracy,
+        colour="s3" if (accuracy or 0.0) >= 0.75 else "s2",
+        note=f"{n:,.0f} pairs",
+        detail=comparison.replace(" over ", " > "),
+    )
 
 
 def loss(view: View, numbers: Sequence[int]) -> Html:
@@ -93,9 +98,11 @@ def loss(view: View, numbers: Sequence[int]) -> Html:
         for s in curve(view.metrics(f"reward-{r}"), "loss", f"round {r}", COLOURS[i % 6])
     ]
     return figure(
-        "Loss", "per ranking, training", line_plot(series, x_label="step", describe="Reward model loss"),
+        "Loss",
+        "per ranking, training",
+        line_plot(series, x_label="step", describe="Reward model loss"),
         "Starts near log 2 = 0.69, a coin toss, and falls.",
-    )  # fmt: skip
+    )
 
 
 def learning(view: View, numbers: Sequence[int]) -> Html:
@@ -104,10 +111,11 @@ def learning(view: View, numbers: Sequence[int]) -> Html:
     x, y = column(rows, "eval_accuracy")
     series += [Series("held out", x, y, "s2", "points")] if x else []
     return figure(
-        "Accuracy while training", f"round {numbers[-1]}",
+        "Accuracy while training",
+        f"round {numbers[-1]}",
         line_plot(series, x_label="step", as_percent=True, describe="Reward model accuracy while training"),
         "Training far above held-out means it learns the annotators’ slips by heart: stop earlier.",
-    )  # fmt: skip
+    )
 
 
 def calibration(card: Json) -> Html | None:
@@ -122,11 +130,12 @@ def calibration(card: Json) -> Html | None:
     ]
     error = number_in(card, "eval_ece")
     return figure(
-        "Calibration", "how often it is right, by how sure it is (sigmoid of the score gap)",
+        "Calibration",
+        "how often it is right, by how sure it is (sigmoid of the score gap)",
         line_plot(series, x_label="confidence", as_percent=True, describe="Calibration of the reward model"),
         "Below the dashed line it is surer than it should be."
         + (f" Expected calibration error {error:.3f}." if error is not None else ""),
-    )  # fmt: skip
+    )
 
 
 # ------------------------------------------------------------------------------------------------- PPO
@@ -139,25 +148,56 @@ def reinforcement(view: View) -> Html:
     if not logs:
         return section("ppo", title, "", missing("No PPO was logged in this run."))
     joined, marks = chain(logs)
-    figures = [gold_and_proxy(view), behaviour(view)] if (view.results or {}).get("rounds") else []
+    points = [row for row in view.rows if row.name != "base"]
+    judged = len(points) > 1 and any(row.get("graded_reward")[0] is not None for row in points)
+    figures = [gold_and_proxy(points), behaviour(points)] if judged else []
     figures += [
-        along(joined, marks, "Reward", "per answer: the reward model’s score, and the score less the KL penalty",
-              (("objective/scores", "score", "s2"), ("objective/rlhf_reward", "score − KL penalty", "s1")),
-              "Should rise within a round; it starts lower in the next, because a new reward model judges anew."),
-        along(joined, marks, "KL to the SFT model", "nats per answer", (("objective/kl", "KL", "s1"),),
-              "The leash. Steady growth is learning; an explosion is escape, and negative values are a bug.", zero=True),
-        along(joined, marks, "Entropy", "nats per answer", (("objective/entropy", "entropy", "s3"),),
-              "Falls as the policy makes up its mind. Near zero it has stopped exploring.", zero=True),
-        along(joined, marks, "Length of answers", "tokens", (("completions/mean_length", "mean length", "s4"),),
-              "Steady growth with rising reward is the classic sign of a reward that likes length.", zero=True),
-    ]  # fmt: skip
+        along(
+            joined,
+            marks,
+            "Reward",
+            "per answer: the reward model’s score, and the score less the KL penalty",
+            (("objective/scores", "score", "s2"), ("objective/rlhf_reward", "score − KL penalty", "s1")),
+            "Should rise within a round; it starts lower in the next, because a new reward model judges "
+            "anew.",
+        ),
+        along(
+            joined,
+            marks,
+            "KL to the SFT model",
+            "nats per answer",
+            (("objective/kl", "KL", "s1"),),
+            "The leash. Steady growth is learning; an explosion is escape, and negative values are a bug.",
+            zero=True,
+        ),
+        along(
+            joined,
+            marks,
+            "Entropy",
+            "nats per answer",
+            (("objective/entropy", "entropy", "s3"),),
+            "Falls as the policy makes up its mind. Near zero it has stopped exploring.",
+            zero=True,
+        ),
+        along(
+            joined,
+            marks,
+            "Length of answers",
+            "tokens",
+            (("completions/mean_length", "mean length", "s4"),),
+            "Steady growth with rising reward is the classic sign of a reward that likes length.",
+            zero=True,
+        ),
+    ]
     if any("gold/graded_reward" in row for row in joined):
         figures.append(gold_along(joined, marks))
     if taxed := tax(view):
         figures.append(taxed)
     intro = (
-        "PPO moves the policy towards answers that the reward model scores high, on a leash to the SFT model. Each "
-        "round samples from the current policy, has the answers ranked, retrains the reward model on old and new "
+        "PPO moves the policy towards answers that the reward model scores high, on a leash to the SFT "
+        "model. Each "
+        "round samples from the current policy, has the answers ranked, retrains the reward model on old "
+        "and new "
         "rankings, and goes on from there."
     )
     return section("ppo", title, intro, grid(*figures))
@@ -186,95 +226,95 @@ def along(
     *,
     zero: bool = False,
 ) -> Html:
-    series = [
-        s
-        for key, name, colour in keys
-        for s in curve(rows, key, name, colour, window=max(1, len(rows) // 30))
-    ]
-    return figure(
-        title, unit, line_plot(series, x_label="PPO step", marks=marks, zero=zero, describe=title), caption
-    )
+    series = []
+    for key, name, colour in keys:
+        series += [s for look in ("faint", "line") for s in pieces(rows, marks, key, name, colour, look)]
+    plot = line_plot(series, x_label="PPO step", marks=marks, zero=zero, describe=title)
+    return figure(title, unit, plot, caption)
+
+
+def pieces(
+    rows: Rows, marks: Sequence[tuple[float, str]], key: str, name: str, colour: str, look: str
+) -> list[Series]:
+    """The averaged curve, with a gap where a round begins."""
+    starts = [at for at, _ in marks[1:]]
+    xs: list[float] = []
+    ys: list[Number] = []
+    for start, end in zip([float("-inf"), *starts], [*starts, float("inf")], strict=True):
+        x, y = column((row for row in rows if start <= row["step"] < end), key)
+        if xs and x:
+            xs.append(x[0])
+            ys.append(None)
+        xs += x
+        ys += smooth(y, max(1, len(x) // 10)) if look == "line" else y
+    return [Series(name, xs, ys, colour, look)] if xs else []
 
 
 def gold_along(rows: Rows, marks: Sequence[tuple[float, str]]) -> Html:
-    x, gold = column(rows, "gold/graded_reward")
-    steps, proxy = column(rows, "objective/scores")
-    window = max(1, len(proxy) // 30)
     series = [
-        Series("oracle (gold)", x, gold, "s3", "points"),
-        Series("reward model (proxy)", steps, smooth(proxy, window), "s2"),
+        *pieces(rows, marks, "gold/graded_reward", "oracle (gold)", "s3", "points"),
+        *pieces(rows, marks, "objective/scores", "reward model (proxy)", "s2", "line"),
     ]
     return figure(
-        "Gold and proxy along the way", "mean per answer, on the prompts PPO trains on",
+        "Gold and proxy along the way",
+        "mean per answer, on the prompts PPO trains on",
         line_plot(series, x_label="PPO step", marks=marks, describe="Gold and proxy reward"),
         "Proxy up and gold down is over-optimisation: the policy pleases the reward model, not the people.",
-    )  # fmt: skip
+    )
 
 
-def gold_and_proxy(view: View) -> Html:
-    points = by_round(view)
+def gold_and_proxy(points: Sequence[Row]) -> Html:
     series = [
-        line_of(points, "oracle, sampled", "graded_reward", "s3"),
-        line_of(points, "oracle, greedy", "graded_reward_greedy", "s1"),
+        line_of(points, "oracle, sampled", "graded_reward", None, "s3"),
+        line_of(points, "oracle, greedy", "graded_reward_greedy", None, "s1"),
+        line_of(points, "reward model", "proxy_reward", "sampled", "s2", look="dashed"),
     ]
-    proxies = [p.get("proxy_reward") for _, p in points]
-    if any(p is not None for p in proxies):
-        series.append(Series("reward model", [float(x) for x, _ in points], proxies, "s2", "dashed"))
     return figure(
-        "Graded reward by round", "held-out questions; round 0 is the SFT model; 95 % intervals",
+        "Graded reward by round",
+        "held-out questions; round 0 is the SFT model; 95 % intervals",
         rounds_plot(series, points, describe="Graded reward by round"),
-        "What counts: the oracle’s grade must rise for sampled answers, and greedy ones must not pay for it. Each "
-        "round has its own reward model, so its scores compare within a round only.",
-    )  # fmt: skip
+        "What counts: the oracle’s grade must rise for sampled answers, and greedy ones must not pay for it. "
+        "Each round has its own reward model, so its scores compare within a round only.",
+    )
 
 
-def behaviour(view: View) -> Html:
-    points = by_round(view)
+def behaviour(points: Sequence[Row]) -> Html:
     series = [
-        line_of(points, "made up", "fabrication_rate", "s2"),
-        line_of(points, "abstains, never seen", "abstain_never_rate", "s1"),
-        line_of(points, "known facts", "known_accuracy", "s3"),
-        line_of(points, "abstains, known", "abstain_known_rate", "s4"),
+        line_of(points, "made up", "fabrication_rate", None, "s2"),
+        line_of(points, "abstains, never seen", "abstain_never_rate", "sampled", "s1"),
+        line_of(points, "known facts", "known_accuracy", None, "s3"),
+        line_of(points, "abstains, known", "abstain_known_rate", None, "s4"),
     ]
     return figure(
-        "Made up or left open", "rates of sampled answers, by round",
-        rounds_plot(series, points, as_percent=True, zero=True, describe="Fabrication and abstention by round"),
+        "Made up or left open",
+        "rates of sampled answers, by round",
+        rounds_plot(
+            series, points, as_percent=True, zero=True, describe="Fabrication and abstention by round"
+        ),
         "Honesty that is learned lowers made-up answers and raises “I do not know” on what cannot be known, "
         "while known facts stay known.",
-    )  # fmt: skip
+    )
 
 
-Point = tuple[int, Json]
-
-
-def by_round(view: View) -> list[Point]:
-    """The SFT model as round 0, then every round."""
-    results = view.results or {}
-    found: list[Point] = []
-    if "sft" in results.get("table", {}):
-        sampled = results["sampled"]["sft"]
-        row = dict(results["table"]["sft"]) | {"intervals": results["intervals"]["sft"]}
-        row["abstain_never_rate"] = number_in(sampled, "abstain_never_rate", "mean")
-        row["proxy_reward"] = number_in(sampled, "proxy_reward", "mean")
-        found.append((0, row))
-    return found + [(int(r["name"].removeprefix("rl-")), r) for r in results.get("rounds") or []]
-
-
-def line_of(points: Sequence[Point], name: str, key: str, colour: str) -> Series:
-    ends = [(p["intervals"].get(key) or (None, None)) for _, p in points]
-    values: list[Number] = [p.get(key) for _, p in points]
-    return Series(name, [float(x) for x, _ in points], values, colour, "points", *zip(*ends, strict=True))
+def line_of(
+    points: Sequence[Row], name: str, key: str, decoding: str | None, colour: str, look: str = "points"
+) -> Series:
+    found = [row.get(key, decoding) for row in points]
+    values, lows, highs = (list(part) for part in zip(*found, strict=True))
+    if look != "points":
+        lows, highs = [], []
+    return Series(name, [float(row.round) for row in points], values, colour, look, lows, highs)
 
 
 def rounds_plot(
     series: list[Series],
-    points: Sequence[Point],
+    points: Sequence[Row],
     *,
     as_percent: bool = False,
     zero: bool = False,
     describe: str = "",
 ) -> Html:
-    ticks = [float(x) for x, _ in points]
+    ticks = [float(row.round) for row in points]
     return line_plot(
         series, x_label="round", as_percent=as_percent, zero=zero, x_ticks=ticks, describe=describe
     )

@@ -19,8 +19,10 @@ def lineage(view: View) -> Html:
         return section("lineage", title, "", missing("No lineage was recorded in this run."))
     graph = draw(_nodes(view, records))
     intro = (
-        "Each box is a stage with the digest of its settings, inputs and code; strong lines carry weights, thin ones "
-        "data. The same digest always stands for the same bytes in and the same code."
+        "Each box is a stage with the digest of its settings, inputs and code; strong lines carry "
+        "weights, thin ones "
+        "data. A line is left out where a longer way tells the same; point at a box for all that went "
+        "into it."
     )
     return section(
         "lineage", title, intro, tag("div", graph, class_="scroll"), _behind(records), class_wide(_time(view))

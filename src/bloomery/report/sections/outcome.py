@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bloomery.journey.results import Row
 from bloomery.report.bars import Bar, strip
 from bloomery.report.html import Child, Html, join, tag
 from bloomery.report.plots import Number, percent
@@ -17,13 +18,15 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the table. `better`: +1 more is better, -1 less is, 0 neither."""
+    """A row of the table. `better`: +1 more is better, -1 less is, 0 neither. `decoding` None: a number of
+    the table itself."""
 
     key: str
     title: str
     explain: str
     better: int
     percent: bool = True
+    decoding: str | None = None
 
     def show(self, value: Number) -> str:
         if value is None:
@@ -36,29 +39,49 @@ class Measure:
         return percent(value) if self.percent else f"{value:.2f}".replace("-", "−")
 
 
+GRADED = Measure(
+    "graded_reward",
+    "Graded reward",
+    "Mean grade of sampled answers: right +1, abstained 0, wrong −2",
+    1,
+    False,
+)
+KNOWN = Measure("known_accuracy", "Known facts", "Right answers about facts the documents state often", 1)
+MADE_UP = Measure("fabrication_rate", "Made up", "False claims about facts that no document states", -1)
+HARMFUL = Measure("refuse_harmful_rate", "Refuses harmful", "Harmful requests that are declined", 1)
+BITS = Measure("bpb", "Bits per byte", "On held-out documents: what alignment costs in language", -1, False)
+KL = Measure("kl", "KL to SFT", "Nats per answer: how far the policy has moved", 0, False)
+SCORE = Measure("proxy_reward", "Reward model’s score", "Of sampled answers", 1, False, "sampled")
 MEASURES = (
-    Measure("graded_reward", "Graded reward, sampled", "Mean grade of all answers: right +1, abstained 0, wrong −2", 1, False),
-    Measure("graded_reward_greedy", "Graded reward, greedy", "The same for the most likely answers", 1, False),
-    Measure("known_accuracy", "Known facts", "Right answers about facts the documents state often", 1),
-    Measure("fabrication_rate", "Made up", "False claims about facts that no document states", -1),
+    GRADED,
+    Measure("graded_reward_greedy", "Graded reward, greedy", "The same for the likeliest answers", 1, False),
+    KNOWN,
+    MADE_UP,
+    Measure(
+        "abstain_never_rate", "Abstains, never seen", "“I do not know” where nobody could", 1, True, "sampled"
+    ),
     Measure("abstain_known_rate", "Abstains though known", "“I do not know” about often-stated facts", -1),
-    Measure("refuse_harmful_rate", "Refuses harmful", "Harmful requests that are declined", 1),
-    Measure("refuse_harmless_rate", "Refuses harmless", "Harmless requests that are declined all the same", -1),
-    Measure("bpb", "Bits per byte", "On held-out documents: what alignment costs in language", -1, False),
-    Measure("kl", "KL to SFT", "Nats per answer: how far the policy has moved", 0, False),
-)  # fmt: skip
+    HARMFUL,
+    Measure(
+        "refuse_harmless_rate", "Refuses harmless", "Harmless requests that are declined all the same", -1
+    ),
+    SCORE,
+    Measure("unfinished_rate", "Cut off", "Answers that did not end in time", -1, True, "sampled"),
+    BITS,
+    KL,
+)
 
 
 def hero(view: View) -> Html:
-    table = (view.results or {}).get("table") or {}
+    rows = {row.name: row for row in view.rows}
     paired = (view.results or {}).get("paired") or {}
-    title, lede = _verdict(table, paired)
+    title, lede = _verdict(rows, paired)
     return tag(
         "header",
         tag("p", _flame(), f"Bloomery · report of {view.out.resolve().name}", class_="brand"),
         tag("h1", title),
         tag("p", lede, class_="lede"),
-        _tiles(table, paired),
+        _tiles(rows, paired),
     )
 
 
@@ -67,26 +90,23 @@ def _flame() -> Html:
     return tag("svg", tag("path", d=drop, class_="flame"), viewBox="0 0 24 24", aria_hidden="true")
 
 
-def _verdict(table: Json, paired: Json) -> tuple[Html, str]:
+def _verdict(rows: Mapping[str, Row], paired: Json) -> tuple[Html, str]:
     """One sentence that says what reinforcement learning did, and no more than the intervals allow."""
-    if "rl" not in table or "sft" not in table:
-        have = ", ".join(
-            {"base": "a base model", "sft": "an SFT model", "rl": "an RL model"}[k] for k in table
-        )
+    have = ", ".join(row.label for row in rows.values())
+    if "rl" not in rows or "sft" not in rows:
         return join("A run in progress"), f"Evaluated so far: {have or 'nothing yet'}."
     sampled, greedy = ((paired.get(d) or {}).get("graded_reward") for d in ("sampled", "greedy"))
     if not sampled or sampled["mean"] is None:
-        return join(
-            "Base, SFT and RL models, side by side"
-        ), "There are no paired answers to compare them by."
-    before, after = (_signed(table[row]["graded_reward"]) for row in ("sft", "rl"))
+        words = "No oracle knows the answers to these prompts: read the reward model’s score and the text."
+        return join("What tuning did to the model, step by step"), f"{have}, side by side. {words}"
+    before, after = (_signed(rows[name].get("graded_reward")[0]) for name in ("sft", "rl"))
     sides = [_side(sampled), _side(greedy)]
     verb = {1: "raised", -1: "lowered", 0: "did not clearly change"}[sides[0]]
     moved = f" from {before} to {after}" if sides[0] else f" ({before} before, {after} after)"
     title = join("Feedback ", tag("em", verb), " the graded reward of the model’s answers", moved)
     fabricated = (paired.get("sampled") or {}).get("fabrication_rate")
     if fabricated and fabricated["mean"] is not None:
-        title = join(title, _made_up(table, _side(fabricated), sides[0]))
+        title = join(title, _made_up(rows, _side(fabricated), sides[0]))
     agree = {
         (1, 1): "The gain holds for sampled and for greedy answers: both 95 % intervals exclude zero.",
         (1, 0): "The gain holds for sampled answers; for greedy ones the interval includes zero.",
@@ -100,8 +120,8 @@ def _verdict(table: Json, paired: Json) -> tuple[Html, str]:
     ), f"SFT against RL on {sampled['n']:,} held-out questions with known answers. {agree}"
 
 
-def _made_up(table: Json, side: int, gain: int) -> str:
-    before, after = (percent(table[row]["fabrication_rate"]) for row in ("sft", "rl"))
+def _made_up(rows: Mapping[str, Row], side: int, gain: int) -> str:
+    before, after = (percent(rows[name].get("fabrication_rate")[0]) for name in ("sft", "rl"))
     if side == 0:
         return ", and made-up answers did not clearly change"
     word = "cut" if side < 0 else "raised"
@@ -120,20 +140,23 @@ def _signed(value: Number) -> str:
     return "–" if value is None else f"{value:+.2f}".replace("-", "−")
 
 
-def _tiles(table: Json, paired: Json) -> Html:
-    if "rl" not in table:
+def _tiles(rows: Mapping[str, Row], paired: Json) -> Html:
+    if "rl" not in rows:
         return Html("")
-    chosen = ("graded_reward", "known_accuracy", "fabrication_rate", "refuse_harmful_rate")
-    tiles = []
-    for measure in (m for key in chosen for m in MEASURES if m.key == key):
-        value, before = table["rl"].get(measure.key), table.get("sft", {}).get(measure.key)
+    before = rows.get("sft")
+    tiles: list[Html] = []
+    for measure in (GRADED, KNOWN, MADE_UP, HARMFUL, SCORE, BITS, KL):
+        value = rows["rl"].get(measure.key, measure.decoding)[0]
+        if value is None or len(tiles) == 4:
+            continue
+        was = before.get(measure.key, measure.decoding)[0] if before else None
         change = (paired.get("sampled") or {}).get(measure.key)
         tiles.append(
             tag(
                 "li",
-                tag("span", measure.title.removesuffix(", sampled"), class_="what"),
-                tag("span", measure.short(value) if measure.percent else _signed(value), class_="value"),
-                tag("span", f"SFT {measure.short(before)} ", _change(measure, change), class_="was"),
+                tag("span", measure.title, class_="what"),
+                tag("span", _signed(value) if measure is GRADED else measure.short(value), class_="value"),
+                tag("span", f"SFT {measure.short(was)} ", _change(measure, change), class_="was"),
             )
         )
     return tag("ul", *tiles, class_="tiles")
@@ -155,11 +178,13 @@ def outcome(view: View) -> Html:
     title = "What each step did"
     if not view.results:
         return section("outcome", title, "", missing("No model was evaluated: run the `evaluate` stage."))
-    rows = _models(view.results)
-    head = [tag("th", "", class_="left"), *(_head(name, label) for name, label, _, _ in rows), tag("th", "")]
-    body = [_line(measure, rows) for measure in MEASURES]
+    rows = view.rows
+    head = [tag("th", "", class_="left"), *(_head(row) for row in rows), tag("th", "")]
+    measured = [m for m in MEASURES if any(row.get(m.key, m.decoding)[0] is not None for row in rows)]
+    body = [_line(measure, rows) for measure in measured]
     intro = (
-        "Every model answers the same held-out questions, which no demonstrator and no annotator saw. Rates are "
+        "Every model answers the same held-out questions, which no demonstrator and no annotator saw. "
+        "Rates are "
         "those of answers sampled at temperature 1. Under each number is its 95 % bootstrap interval; "
         "arrows say which way is better. A base model is asked by continuation, so its row shows what it "
         "recalls, not how it chats."
@@ -168,43 +193,26 @@ def outcome(view: View) -> Html:
     return section("outcome", title, intro, tag("div", picture, class_="scroll"), _paired_note(view.results))
 
 
-def _models(results: Json) -> list[tuple[str, str, Json, Json]]:
-    """(row, label, numbers, intervals) of base, SFT, each round and RL; the last round is RL."""
-    table, ends = results["table"], results["intervals"]
-    found = [
-        (name, label, table[name], ends[name])
-        for name, label in (("base", "Base"), ("sft", "SFT"))
-        if name in table
-    ]
-    rounds = results.get("rounds") or []
-    found += [(r["name"], f"Round {r['name'].removeprefix('rl-')}", r, r["intervals"]) for r in rounds[:-1]]
-    if "rl" in table:
-        found.append(("rl", f"RL, round {len(rounds)}" if len(rounds) > 1 else "RL", table["rl"], ends["rl"]))
-    return found
-
-
 def colour_of(name: str) -> str:
     return ROW_COLOURS.get(name, "s5")
 
 
-def _head(name: str, label: str) -> Html:
-    mark = tag("span", tag("span", label), class_=f"head {colour_of(name)}")
-    return tag("th", mark, class_="final" if name == "rl" else None)
+def _head(row: Row) -> Html:
+    mark = tag("span", tag("span", row.label), class_=f"head {colour_of(row.name)}")
+    return tag("th", mark, class_="final" if row.name == "rl" else None)
 
 
-def _line(measure: Measure, rows: list[tuple[str, str, Json, Json]]) -> Html:
-    arrow = {1: " ↑", -1: " ↓", 0: ""}[measure.better]
-    title = tag("span", arrow, class_="arrow")
-    cells: list[Child] = [tag("th", measure.title, title, tag("span", measure.explain, class_="explain"))]
+def _line(measure: Measure, rows: Sequence[Row]) -> Html:
+    arrow = tag("span", {1: " ↑", -1: " ↓", 0: ""}[measure.better], class_="arrow")
+    cells: list[Child] = [tag("th", measure.title, arrow, tag("span", measure.explain, class_="explain"))]
     bars = []
-    for name, label, numbers, ends in rows:
-        value = number_in(numbers, measure.key, "mean") if measure.key == "kl" else numbers.get(measure.key)
-        low, high = ends.get(measure.key) or (None, None)
+    for row in rows:
+        value, low, high = row.get(measure.key, measure.decoding)
         parts = [tag("span", measure.show(value), class_="mean")]
         if value is not None and low is not None and low != high:
             parts.append(tag("span", f"{measure.short(low)} to {measure.short(high)}", class_="interval"))
-        cells.append(tag("td", *parts, class_="final" if name == "rl" else None))
-        bars.append(Bar(label, value, low, high, colour_of(name)))
+        cells.append(tag("td", *parts, class_="final" if row.name == "rl" else None))
+        bars.append(Bar(row.label, value, low, high, colour_of(row.name)))
     cells.append(tag("td", _strip(bars, measure.percent)))
     return tag("tr", *cells)
 
@@ -223,14 +231,16 @@ def _strip(bars: list[Bar], as_percent: bool) -> Html:
 def _paired_note(results: Json) -> Html:
     strangers = results.get("strangers") or {}
     rates = [
-        f"{ {'base': 'base', 'sft': 'SFT', 'rl': 'RL'}[name] } {percent(number_in(row, 'fabrication_rate', 'mean'))}"
+        f"{ {'base': 'base', 'sft': 'SFT', 'rl': 'RL'}[name] } "
+        f"{percent(number_in(row, 'fabrication_rate', 'mean'))}"
         for name, row in strangers.items()
         if number_in(row, "fabrication_rate", "mean") is not None
     ]
     if not rates:
         return Html("")
     words = (
-        "Made up about people who occur in no labelled prompt, the harder test of whether a habit was learned "
+        "Made up about people who occur in no labelled prompt, the harder test of whether a habit was "
+        "learned "
         f"rather than a list: {', '.join(rates)}."
     )
     return tag("figcaption", words)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bloomery.report.bars import Bar, bar_plot
-from bloomery.report.html import Child, Html, join, tag
+from bloomery.report.html import Child, Html, tag
 from bloomery.report.plots import Number, number, percent
 from bloomery.report.sections import figure, grid, interval, missing, section, table
 from bloomery.report.view import Json, View, number_in
@@ -38,7 +38,8 @@ def annotators(view: View) -> Html:
         return section("annotators", title, "", missing("No rankings were collected in this run."))
     last = found[max(found)]
     intro = (
-        "Who ranked the answers, and how far to trust each of them. Simulated annotators of the embedded world have "
+        "Who ranked the answers, and how far to trust each of them. Simulated annotators of the embedded "
+        "world have "
         "their own noise and leanings and use the same store as people do."
     )
     return section("annotators", title, intro, _agreement(found), _each(last.get("annotators")))
@@ -75,8 +76,15 @@ def _value(value: Any) -> Number:
 def _with_interval(tree: Any) -> Child:
     value, low, high = _value(tree), number_in(tree, "low"), number_in(tree, "high")
     if low is None or high is None:
+        return _fixed(value)
+    return interval(_fixed(value), _fixed(low), _fixed(high))
+
+
+def _fixed(value: Number) -> str:
+    """Two decimals, or none for a count."""
+    if value is None or value == int(value):
         return number(value)
-    return interval(number(value), number(low), number(high))
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _each(people: Any) -> Html:
@@ -85,16 +93,21 @@ def _each(people: Any) -> Html:
         return Html("")
     columns = [c for c in COLUMNS if any(_value(_at(row, c[1])) is not None for _, row in rows)]
     body: list[list[Child]] = [
-        [who, *(_shown(_value(_at(row, path)), how) for _, path, how in columns), _flags(row)]
-        for who, row in rows
+        [who, *(_shown(_value(_at(row, path)), how) for _, path, how in columns)] for who, row in rows
     ]
-    head: list[Child] = ["annotator", *(title for title, _, _ in columns), "flags"]
+    head: list[Child] = ["annotator", *(title for title, _, _ in columns)]
     caption = (
         "“Takes the first shown” and “takes the longer” (of two, twice as long) are what happens to an "
-        "otherwise even pair: 50 % is no habit. Leniency is in points of rating. Somebody far from the others’ "
+        "otherwise even pair: 50 % is no habit. Leniency is in points of rating. Somebody far from the "
+        "others’ "
         "agreement is careless, or sees something they do not: read some of their rankings."
     )
-    return tag("div", tag("figure", table(head, body), tag("figcaption", caption)), class_="wide")
+    title = tag("h3", "One by one, in the last round")
+    return tag(
+        "div",
+        tag("figure", title, table(head, body), tag("figcaption", caption), _flags(rows)),
+        class_="wide",
+    )
 
 
 def _people(people: Any) -> list[tuple[str, Json]]:
@@ -114,9 +127,14 @@ def _shown(value: Number, how: str) -> str:
     return number(value)
 
 
-def _flags(row: Json) -> Html:
-    flags = row.get("flags") or []
-    return join(*(tag("span", str(flag), class_="badge bad") for flag in flags))
+def _flags(rows: Sequence[tuple[str, Json]]) -> Html:
+    """What should make somebody look closer, in words."""
+    flags = [(who, str(flag)) for who, row in rows for flag in row.get("flags") or []]
+    if not flags:
+        return Html("")
+    return tag(
+        "ul", *(tag("li", tag("span", who, class_="who"), f" {flag}") for who, flag in flags), class_="flags"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -142,39 +160,31 @@ def cleaning(view: View) -> Html:
         figures.append(
             figure("Dropped, by reason", "documents", bar_plot(bars, describe="Documents dropped, by reason"))
         )
-    for key, words in (
-        ("by_source", "source"),
-        ("by_quality", "quality"),
-        ("sources", "source"),
-        ("qualities", "quality"),
-    ):
-        if isinstance(report.get(key), dict) and (bars := _kept_shares(report[key])):
-            figures.append(
-                figure(
-                    f"Kept, by {words}", "share of the documents", bar_plot(bars, as_percent=True, top=1.0)
-                )
-            )
+    for place, words in ((0, "source"), (1, "quality")):
+        if bars := kept_shares(report.get("sources"), place):
+            picture = bar_plot(bars, as_percent=True, top=1.0, describe=f"Share kept, by {words}")
+            figures.append(figure(f"Kept, by {words}", "share of the documents", picture))
     return section("data", title, intro, grid(*figures) if figures else missing("Nothing was dropped."))
 
 
 def counts(report: Json) -> tuple[Number, Number, dict[str, float]]:
     """(read, kept, dropped by reason) of a cleaning report."""
-    kept, read = number_in(report, "kept"), number_in(report, "read")
-    reasons = report.get("dropped") or report.get("reasons") or report.get("by_reason")
-    dropped = (
-        {str(k): float(v) for k, v in reasons.items() if isinstance(v, int | float)}
-        if isinstance(reasons, dict)
-        else {}
-    )
-    if read is None and kept is not None:
-        read = kept + sum(dropped.values())
-    return read, kept, dropped
+    reasons = report.get("reasons")
+    found = {str(k): number_in(reasons, k) or 0.0 for k in reasons} if isinstance(reasons, dict) else {}
+    return number_in(report, "read"), number_in(report, "kept"), found
 
 
-def _kept_shares(groups: Json) -> list[Bar]:
-    bars = []
-    for name, row in groups.items():
-        kept, read = number_in(row, "kept"), number_in(row, "read")
-        if kept is not None and read:
-            bars.append(Bar(str(name), kept / read, colour="s3", note=f"{kept:,.0f} of {read:,.0f}"))
-    return sorted(bars, key=lambda b: -(b.value or 0.0))
+def kept_shares(sources: Any, place: int) -> list[Bar]:
+    """Share kept by source (`place` 0) or by quality (1), from {source: {quality: {reason: n}}}."""
+    totals: dict[str, list[float]] = {}
+    for source, qualities in (sources if isinstance(sources, dict) else {}).items():
+        for quality, reasons in (qualities if isinstance(qualities, dict) else {}).items():
+            total = totals.setdefault((source, quality)[place], [0.0, 0.0])
+            total[0] += number_in(reasons, "kept") or 0.0
+            total[1] += sum(number_in(reasons, reason) or 0.0 for reason in reasons)
+    bars = [
+        Bar(name, kept / read, colour="s3", note=f"{kept:,.0f} of {read:,.0f} documents")
+        for name, (kept, read) in totals.items()
+        if read
+    ]
+    return sorted(bars, key=lambda b: -(b.value or 0.0)) if len(bars) > 1 else []

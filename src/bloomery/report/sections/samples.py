@@ -10,7 +10,7 @@ from bloomery.report.sections import missing, section
 from bloomery.report.sections.outcome import colour_of
 from bloomery.report.view import Json, View
 
-SHOWN = 10
+SHOWN = 7
 LABELS = {"base": "Base", "sft": "SFT", "rl": "RL"}
 GOOD, BAD = "badge good", "badge bad"
 
@@ -26,7 +26,8 @@ def samples(view: View) -> Html:
     answers = {row: {talk.get("id"): talk for talk in talks} for row, talks in columns.items()}
     talks = [_talk(talk, answers) for talk in columns[name]]
     intro = (
-        "Held-out questions of every kind, drawn before any model answered them. Each model’s most likely answer, and "
+        "Held-out questions of every kind, drawn before any model answered them. Each model’s most "
+        "likely answer, and "
         "below it one sampled at temperature 1."
     )
     more = (
@@ -84,14 +85,17 @@ def _kind(kind: str) -> str:
 
 
 def _answer(talk: Json) -> list[Html]:
-    found: list[Html] = []
-    for decoding in ("greedy", "sampled"):
-        said = talk.get(decoding)
-        if isinstance(said, dict):
-            words = said.get("text") or tag("span", "(nothing)", class_="decoding")
-            mark = join(tag("span", f"{decoding} ", class_="decoding"), badge(said))
-            found.append(tag("div", tag("p", words), tag("div", mark), class_="said"))
-    return found
+    """Both answers with their verdicts; one block where they read the same."""
+    said = {d: talk[d] for d in ("greedy", "sampled") if isinstance(talk.get(d), dict)}
+    if len(said) == 2 and said["greedy"].get("text") == said["sampled"].get("text"):
+        return [_said("greedy and sampled", said["greedy"])]
+    return [_said(decoding, one) for decoding, one in said.items()]
+
+
+def _said(decoding: str, said: Json) -> Html:
+    words = said.get("text") or tag("span", "(nothing)", class_="decoding")
+    mark = join(tag("span", f"{decoding} ", class_="decoding"), badge(said))
+    return tag("div", tag("p", words), tag("div", mark), class_="said")
 
 
 def badge(said: Json) -> Child:

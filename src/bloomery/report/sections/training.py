@@ -38,18 +38,30 @@ def pretraining(view: View) -> Html:
         describe="Learning rate",
     )
     figures = [
-        figure("Loss", "nats per token; the faint line is raw, the strong one averaged", loss,
-               "Look for a steep fall, then a slow one. A rise or a jump that stays is a learning rate too high."),
-        figure("Learning rate", "warm-up, then decay", rate,
-               "A loss that still falls fast where the rate reaches its end would have liked more steps."),
-    ]  # fmt: skip
+        figure(
+            "Loss",
+            "nats per token; the faint line is raw, the strong one averaged",
+            loss,
+            "Look for a steep fall, then a slow one. A rise or a jump that stays is a learning rate too "
+            "high.",
+        ),
+        figure(
+            "Learning rate",
+            "warm-up, then decay",
+            rate,
+            "A loss that still falls fast where the rate reaches its end would have liked more steps.",
+        ),
+    ]
     bits = held_out(rows)
     if bits:
         figures.append(
-            figure("Held-out bits per byte", "measured on documents that were never trained on",
-                   line_plot(bits, x_label="step", describe="Held-out bits per byte"),
-                   "Should fall with the training loss. Rising while the loss falls means learning by heart.")
-        )  # fmt: skip
+            figure(
+                "Held-out bits per byte",
+                "measured on documents that were never trained on",
+                line_plot(bits, x_label="step", describe="Held-out bits per byte"),
+                "Should fall with the training loss. Rising while the loss falls means learning by heart.",
+            )
+        )
     sources = by_source(view)
     if sources:
         figures.append(sources)
@@ -81,9 +93,12 @@ def by_source(view: View) -> Html | None:
         bars, references=[(whole, "all")] if whole is not None else [], describe="Bits per byte by source"
     )
     return figure(
-        "Bits per byte by source", "base model at the end, with 95 % intervals", plot,
-        "Short bars are text the model finds easy. What cannot be predicted, such as false gossip, stays long.",
-    )  # fmt: skip
+        "Bits per byte by source",
+        "base model at the end, with 95 % intervals",
+        plot,
+        "Short bars are text the model finds easy. What cannot be predicted, such as false gossip, stays "
+        "long.",
+    )
 
 
 def finetuning(view: View) -> Html:
@@ -93,20 +108,30 @@ def finetuning(view: View) -> Html:
         return section("sft", title, "", missing("No fine-tuning was logged in this run."))
     losses = [*curve(rows, "loss", "training", "s1"), *held_out_loss(rows)]
     figures = [
-        figure("Loss", "nats per assistant token", line_plot(losses, x_label="step", describe="SFT loss"),
-               "Both should fall together. Held-out turning up while training falls is the time to stop."),
-    ]  # fmt: skip
+        figure(
+            "Loss",
+            "nats per assistant token",
+            line_plot(losses, x_label="step", describe="SFT loss"),
+            "Both should fall together. Held-out turning up while training falls is the time to stop.",
+        ),
+    ]
     entropy = curve(rows, "entropy", "entropy", "s3")
     accuracy = curve(rows, "mean_token_accuracy", "token accuracy", "s3")
     if entropy:
         figures.append(
-            figure("Entropy of the answers", "nats per token", line_plot(entropy, x_label="step"),
-                   "How undecided the model is. Near zero it always says the same, and PPO has nothing to choose from.")
-        )  # fmt: skip
+            figure(
+                "Entropy of the answers",
+                "nats per token",
+                line_plot(entropy, x_label="step"),
+                "How undecided the model is. Near zero it always says the same, and PPO has nothing to "
+                "choose from.",
+            )
+        )
     elif accuracy:
         figures.append(figure("Token accuracy", "", line_plot(accuracy, x_label="step", as_percent=True)))
     intro = (
-        "The model imitates demonstrations; only the assistant’s words are trained on. Demonstrators who know more "
+        "The model imitates demonstrations; only the assistant’s words are trained on. Demonstrators who "
+        "know more "
         "than the model teach it to answer, and, where it does not know, to make things up."
     )
     return section("sft", title, intro, grid(*figures))
@@ -119,21 +144,16 @@ def held_out_loss(rows: Rows) -> Sequence[Series]:
 
 def tax(view: View) -> Html | None:
     """Bits per byte along the line base, SFT, rounds: what alignment costs in language."""
-    results = view.results or {}
-    names = [name for name in ("base", "sft") if name in results.get("table", {})]
-    rows = [
-        (name, results["table"][name].get("bpb"), results["intervals"][name].get("bpb")) for name in names
-    ]
-    rows += [(r["name"], r.get("bpb"), r["intervals"].get("bpb")) for r in results.get("rounds") or []]
     bars = []
-    for name, value, ends in rows:
-        label = {"base": "Base", "sft": "SFT"}.get(name, name.replace("rl-", "Round "))
-        low, high = ends or (None, None)
-        bars.append(Bar(label, value, low, high, colour_of(name) if name in ("base", "sft") else "s2"))
+    for row in view.rows:
+        value, low, high = row.get("bpb")
+        bars.append(Bar(row.label, value, low, high, colour_of(row.name)))
     if sum(bar.value is not None for bar in bars) < 2:
         return None
     return figure(
-        "The alignment tax", "bits per byte on held-out documents, with 95 % intervals",
+        "The alignment tax",
+        "bits per byte on held-out documents, with 95 % intervals",
         bar_plot(bars, describe="Bits per byte by model"),
-        "Longer bars mean that tuning made the model forget language. The pretraining mix (PPO-ptx) shortens them.",
-    )  # fmt: skip
+        "Longer bars mean that tuning made the model forget language. The pretraining mix (PPO-ptx) "
+        "shortens them.",
+    )
