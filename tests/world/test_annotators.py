@@ -75,7 +75,7 @@ def test_garbled_text_is_nearly_always_last(sets: list[tuple[Question, list[str]
 def test_habits_show(sets: list[tuple[Question, list[str]]], oracle: Oracle) -> None:
     """Each habit, turned up alone, changes what it should and nothing else."""
     first = replace(CALM, position_bias=50.0)
-    long = replace(CALM, length_bias=50.0)
+    long = replace(CALM, length_bias=500.0)
     kind = replace(CALM, leniency=2.0)
     for q, texts in sets[:60]:
         view = first.rank(q, texts, oracle, 0)
