@@ -192,9 +192,25 @@ def test_a_failed_stage_keeps_what_was_done_and_goes_on_in_the_same_directory(sh
         shop.go(shop.plan())
     row = journey.look(shop.plan(), shop.out, shop.out / "stages")[2]
     assert row.state == "half done"
+    assert row.reasons == ("was interrupted; starts again",)
+    (half,) = shop.out.rglob("half.tmp")
     shop.fail = ""
     assert shop.go(shop.plan()) == ["joint-1", "last"]
-    assert not list(shop.out.rglob("half.tmp"))
+    assert not half.exists()
+
+
+def test_a_checkpoint_is_kept_for_the_stage_to_go_on_from(shop: Workshop) -> None:
+    shop.fail = "joint"
+    with pytest.raises(BloomeryError):
+        shop.go(shop.plan())
+    (half,) = shop.out.rglob("half.tmp")
+    (half.parent / "checkpoint-10").mkdir()
+    assert "goes on from" in journey.look(shop.plan(), shop.out, shop.out / "stages")[2].reasons[0]
+    shop.fail = ""
+    said: list[str] = []
+    shop.go(shop.plan(), said)
+    assert (half.parent / "checkpoint-10").is_dir()
+    assert any("joint-1: goes on" in line for line in said)
 
 
 def test_a_stage_that_ends_without_a_manifest_is_an_error(shop: Workshop) -> None:
@@ -242,7 +258,7 @@ def test_a_dry_run_of_nothing_writes_nothing(shop: Workshop, tmp_path: Path) -> 
     assert rows[0].key
     assert rows[0].reasons == ("never made",)
     assert rows[2].key is None
-    assert rows[2].reasons == ("waits for left, right",)
+    assert rows[2].reasons == ("waits for right and 1 more",)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -59,7 +59,6 @@ def _torch() -> Iterator[Check]:
     cores, threads = _cores(), torch.get_num_threads()
     advice = "" if threads <= cores else f"set OMP_NUM_THREADS={cores}: more threads than cores is slower"
     yield Check("threads", f"{threads} of {cores} cores", threads <= cores, advice)
-    torch.set_float32_matmul_precision("medium")
     fp32, bf16 = matmul_speed(torch.float32), matmul_speed(torch.bfloat16)
     advice = "" if fp32 > 2e10 else "slow: is another program running? journeys take longer here"
     yield Check("matrix products", f"{fp32 / 1e9:,.0f} GFLOP/s in fp32", fp32 > 2e10, advice)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -78,6 +79,15 @@ def state(path: Path) -> tuple[State, list[str]]:
         return "half done", []
     problems = verify(path)
     return ("damaged", problems) if problems else ("cached", [])
+
+
+def can_go_on(path: Path, *, look_only: bool = False) -> bool:
+    """Whether an unfinished stage directory holds a checkpoint. If not, nothing in it is worth keeping: it is
+    emptied, so that the stage starts as in a new one."""
+    found = any(path.glob("checkpoint-*"))
+    if not found and not look_only:
+        shutil.rmtree(path)
+    return found
 
 
 def why_not(store: Path, step: str, wanted: Ingredients, waiting: Collection[str] = ()) -> list[str]:

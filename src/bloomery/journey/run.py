@@ -68,8 +68,10 @@ def look(plan: Plan, out: Path, store: Path) -> list[Row]:
         parts = cache.ingredients(step.stage, recipe, waiting)
         if waiting:
             makers = {_maker(plan, out, path) for name, path in input_paths(step.recipe) if name in waiting}
+            last = next(other.name for other in reversed(plan.steps) if other.name in makers)
             known = [line for line in cache.why_not(store, step.name, parts, waiting) if line != "never made"]
-            reasons = [f"waits for {', '.join(sorted(m for m in makers if m))}", *known]
+            more = f" and {len(makers) - 1} more" if len(makers) > 1 else ""
+            reasons = [f"waits for {last}{more}", *known]
             rows.append(Row(step, None, "to do", tuple(reasons)))
             continue
         directory = cache.directory(store, step.name, parts.key)
@@ -79,7 +81,8 @@ def look(plan: Plan, out: Path, store: Path) -> list[Row]:
         elif state == "to do":
             problems = cache.why_not(store, step.name, parts)
         elif state == "half done":
-            problems = ["was interrupted; goes on from its last checkpoint"]
+            can = cache.can_go_on(directory, look_only=True)
+            problems = [f"was interrupted; {'goes on from its last checkpoint' if can else 'starts again'}"]
         rows.append(Row(step, parts.key, state, tuple(problems)))
     return rows
 
@@ -139,7 +142,8 @@ def _one(step: Step, recipe: Section, store: Path, run: Run, label: str, say: Sa
         if state == "cached":
             say(f"{label}: cached ({entry.seconds:.0f} s when it was made)")
         else:
-            say(f"{label}{': goes on' if state == 'half done' else ''}")
+            goes_on = state == "half done" and cache.can_go_on(directory)
+            say(f"{label}{': goes on' if goes_on else ''}")
             start = time.monotonic()
             try:
                 run(recipe, directory)
