@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bloomery.data.convert import write_jsonl
 from pydantic import Field
 
+from bloomery.data.convert import write
 from bloomery.feedback import agreement, reliability
 from bloomery.feedback.store import Item, Store
 from bloomery.infer.engine import Engine
@@ -28,7 +28,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train.run import Run
 from bloomery.types import Candidate, Message, Policy, Prompt, Ranking, Sampling
-from bloomery.world import Oracle, Question, World, annotators, written
+from bloomery.world import Oracle, Question, Style, World, annotators, written
 
 EPOCH = 1_767_225_600.0  # 2026-01-01: simulated people work outside time, so runs repeat byte for byte
 
@@ -47,7 +47,7 @@ class Label(Section):
 
     world: InputPath
     arms: tuple[Arm, ...]
-    styles: tuple[str, ...] = ()
+    styles: tuple[Style, ...] = ()
     """Answers written by people, one of each style a prompt, e.g. `right`, `abstain`, `garbled`."""
     prompts: int = Field(1500, ge=1)
     answers: int = Field(5, ge=2, le=9)
@@ -79,11 +79,13 @@ def run(recipe: Label, out: Path) -> None:
         oracle = Oracle(world)
         with Store(out / "feedback.db", clock=lambda: EPOCH) as store:
             rankings = rank(recipe, store, oracle, kept)
-        write_jsonl(out / "rankings.jsonl", rankings)
+        write(rankings, out / "rankings.jsonl", "ranking")
         write_gold(out / "gold.jsonl", oracle, kept)
-        summary = {**agreement.summary(rankings), "annotators": reliability.report(rankings)}
+        found = agreement.agreement(rankings)
+        summary = found.to_json() | {"annotators": [one.to_json() for one in reliability.report(rankings)]}
         (out / "agreement.json").write_text(json.dumps(summary, indent=1) + "\n")
-        run.line(f"{len(rankings)} rankings, pairwise agreement {summary['pairwise_agreement']:.3f}")
+        agree = f"; two annotators agree on {found.between.value:.1%} of pairs" if found.between else ""
+        run.line(f"{len(rankings)} rankings{agree}")
         counts = {
             who: sum(r.annotator.id == who for r in rankings) for who in {r.annotator.id for r in rankings}
         }
@@ -96,7 +98,7 @@ def run(recipe: Label, out: Path) -> None:
 def read_world(path: Path) -> tuple[World, list[Question]]:
     world = World.from_json((path / "world.json").read_text(encoding="utf-8"))
     lines = (path / "questions.jsonl").read_text(encoding="utf-8").split("\n")
-    return world, [Question.from_json(line) for line in lines if line]
+    return world, [Question.from_json(json.loads(line)) for line in lines if line]
 
 
 def answer(
@@ -158,14 +160,16 @@ def rank(
                 if task is None:
                     waiting.discard(who)
                     continue
+                texts = [messages[-1].content for messages in task.completions]
                 said = panel[who].rank(
-                    by_id[task.prompt_id], task.texts, oracle, derive(recipe.seed, who, task.prompt_id)
+                    by_id[task.prompt_id], texts, oracle, derive(recipe.seed, who, task.prompt_id)
                 )
                 store.submit(
                     task,
                     ranking=said.ranking,
                     ratings=said.ratings,
                     correction=said.correction,
+                    shown_order=said.shown_order,
                     seconds=said.seconds,
                     comment=said.comment,
                 )

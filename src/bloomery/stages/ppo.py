@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bloomery.data.sources import read_prompts
 from pydantic import Field
 from torch import Tensor
 
 from bloomery.data.batches import pack_documents
 from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
+from bloomery.data.sources import read_prompts
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from bloomery.data.sources import read_conversations, read_rankings
 from pydantic import Field
 from torch import Tensor
 
 from bloomery.data.loader import batch_indices
+from bloomery.data.sources import read_conversations, read_rankings
 from bloomery.evals.reward import Scored, length_preference, report_card
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel

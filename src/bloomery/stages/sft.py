@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bloomery.data.sources import read_conversations
 from pydantic import Field
 
 from bloomery.data.batches import TokenBatch, pad
 from bloomery.data.loader import batch_indices
+from bloomery.data.sources import read_conversations
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from bloomery.data.convert import write_jsonl
 from pydantic import Field
 
+from bloomery.data.convert import write
 from bloomery.recipe import Section
 from bloomery.train.run import Run
 from bloomery.types import Prompt
@@ -30,13 +31,11 @@ def run(recipe: WorldRecipe, out: Path) -> None:
         shown = demonstrations(world, asked, recipe.seed, recipe.honest_fraction)
         texts = documents(world, recipe.seed)
         (out / "world.json").write_text(world.to_json())
-        write_jsonl(out / "documents.jsonl", texts)
-        write_jsonl(out / "demonstrations.jsonl", shown)
-        write_jsonl(
-            out / "prompts.jsonl",
-            [Prompt(id=q.id, messages=q.messages, kind=q.kind) for q in asked if q.split == "label"],
-        )
-        (out / "questions.jsonl").write_text("".join(q.to_json() + "\n" for q in asked))
+        write(texts, out / "documents.jsonl", "document")
+        write(shown, out / "demonstrations.jsonl", "messages")
+        prompts = [Prompt(id=q.id, messages=q.messages, kind=q.kind) for q in asked if q.split == "label"]
+        write(prompts, out / "prompts.jsonl", "prompt")
+        (out / "questions.jsonl").write_text("".join(json.dumps(q.to_json()) + "\n" for q in asked))
         run.line(f"{len(texts)} documents, {len(asked)} questions, {len(shown)} demonstrations")
         run.finish(
             data=[

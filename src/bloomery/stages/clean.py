@@ -1,0 +1,60 @@
+"""From raw documents to the ones worth reading: quality rules, deduplication, source weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from pydantic import Field
+
+from bloomery.data.clean import Rules
+from bloomery.data.clean import clean as drop_bad
+from bloomery.data.convert import write
+from bloomery.data.dedupe import dedupe
+from bloomery.data.mix import mix
+from bloomery.data.sources import read_documents
+from bloomery.recipe import InputPath, Section
+from bloomery.train.run import Run
+
+
+class Clean(Section):
+    """Drop what is garbled or double, and weigh the sources; counts every document it drops."""
+
+    documents: tuple[InputPath, ...]
+    rules: Rules = Rules()
+    threshold: float = Field(0.7, gt=0, le=1)
+    """Documents that share at least this much of their word 3-grams are duplicates; the first one stays."""
+    near: bool = True
+    """Look for near duplicates too, not only for equal texts."""
+    weights: dict[str, float] = {}
+    """Times each source is taken; 1 unless named, 0 leaves it out."""
+    seed: int = 0
+
+
+def run(recipe: Clean, out: Path) -> None:
+    with Run(out, stage="clean", recipe=recipe) as run:
+        documents = [d for path in recipe.documents for d in read_documents(path)]
+        good, report = drop_bad(documents, recipe.rules)
+        run.line(f"{len(documents) - len(good):,} of {len(documents):,} documents break a rule")
+        single, found = dedupe(good, threshold=recipe.threshold, near=recipe.near)
+        run.line(f"{found.num_exact:,} are copies and {found.num_near:,} near copies of others")
+        known = {d.source for d in single}
+        mixed = mix(single, {s: w for s, w in recipe.weights.items() if s in known}, recipe.seed)
+        write(mixed, out / "documents.jsonl", "document")
+        stays = {d.id for d in single}
+        for d in good:
+            if d.id not in stays:
+                cell = (d.source, d.quality or "unknown")
+                report.counts[*cell, "kept"] -= 1
+                report.counts[*cell, "duplicate"] += 1
+        duplicates = {"exact": found.num_exact, "near": found.num_near}
+        summary = {**report.to_json(), "duplicates": duplicates, "written": len(mixed)}
+        (out / "report.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        run.line(f"kept {len(mixed):,} documents")
+        run.finish(
+            data=[
+                {"source": source, "documents": n}
+                for source, n in sorted(Counter(d.source for d in mixed).items())
+            ]
+        )
