@@ -84,6 +84,19 @@ def test_nothing_is_lost_between_file_store_and_file(tmp_path: Path, found: list
     assert two.read_bytes() == one.read_bytes()
 
 
+def test_a_minus_zero_is_kept() -> None:
+    """SQLite stores the number -0.0 as 0.0, and a greedy answer's log-prob may well be -0.0."""
+    one = ranking((1, 2), seconds=-0.0)
+    best = one.completions[0].model_copy(update={"logprob": -0.0})
+    one = one.model_copy(update={"completions": (best, one.completions[1])})
+    with Store("sqlite://") as store:
+        store.create_project("p")
+        store.import_rankings("p", [one])
+        (found,) = store.rankings("p")
+    assert found.model_dump_json() == one.model_dump_json()
+    assert '"logprob":-0.0' in found.model_dump_json()
+
+
 def test_more_records_than_a_page(tmp_path: Path) -> None:
     found = [ranking((1, 2), prompt=f"q{n}") for n in range(1001)]
     with Store("sqlite://") as store:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,10 @@ def test_values_given_in_the_order_of_the_screen_are_put_back() -> None:
         store.create_project("p")
         store.add_prompts("p", [item(0)])
         store.add_annotator("ada", "human")
-        task = store.task("p", "q0", "ada")
+        task = replace(store.task("p", "q0", "ada"), shown_order=(2, 0, 1))
         on_screen = [task.texts[i] for i in task.shown_order]
         assert task.stored_order(on_screen) == tuple(task.texts)
+        assert task.stored_order(["first", "second", "third"]) == ("second", "third", "first")
         with pytest.raises(DataError, match="one value per answer"):
             task.stored_order([1, 2])
 
@@ -227,19 +229,24 @@ def test_annotators_meet_in_many_combinations(tmp_path: Path) -> None:
 
 
 def test_threads_lose_nothing_and_never_over_assign(tmp_path: Path) -> None:
+    """Six threads on two connections to one file, each sending everything twice."""
     names, acknowledged = [f"a{n}" for n in range(6)], []
 
     def work(store: Store, name: str) -> None:
         while task := store.next_task("p", name):
-            acknowledged.append(store.submit(task, [1, 2, 3]))
-            assert store.submit(task, [1, 2, 3]) == acknowledged[-1]
+            id = store.submit(task, [1, 2, 3])
+            assert store.submit(task, [1, 2, 3]) == id
+            acknowledged.append(id)
 
-    with Store(tmp_path / "f.db") as store:
+    with Store(tmp_path / "f.db") as store, Store(tmp_path / "f.db") as second:
         store.create_project("p", overlap=3)
         store.add_prompts("p", [item(n) for n in range(15)])
         for name in names:
             store.add_annotator(name, "simulated")
-        threads = [threading.Thread(target=work, args=(store, name)) for name in names]
+        threads = [
+            threading.Thread(target=work, args=(one, name))
+            for one, name in zip([store, second] * 3, names, strict=True)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

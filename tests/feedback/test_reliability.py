@@ -83,6 +83,17 @@ def test_numbers_by_hand() -> None:
     assert one.flags == ()  # too little to say anything
 
 
+def test_the_position_is_where_an_answer_was_shown() -> None:
+    """Shown in the order 1, 2, 0 and ranked so: the answers' places are 2, 0, 1, not 1, 2, 0."""
+    said = [
+        ranking((3, 1, 2), texts=["aaaa", "bb", "cccccc"], prompt=f"q{q}", shown_order=(1, 2, 0))
+        for q in range(20)
+    ]
+    (one,) = report(said)
+    assert one.position is not None
+    assert one.position.chance > 0.95
+
+
 def test_gold_is_counted_on_its_ordered_pairs() -> None:
     said = ranking((1, 2, 2))
     gold = {content_key(said.prompt, said.completions): (1, 2, 3)}

@@ -27,6 +27,20 @@ from bloomery.errors import ArtifactError, UsageError
 
 metadata = sa.MetaData()
 
+
+class Exact(sa.TypeDecorator[float]):
+    """A float as its shortest decimal text: SQLite would turn -0.0 into 0.0."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else repr(float(value))
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> float | None:
+        return None if value is None else float(value)
+
+
 project = Table(
     "project",
     metadata,
@@ -65,7 +79,7 @@ completion = Table(
     Column("policy_id", Text, nullable=False),
     Column("policy_digest", Text),
     Column("sampling", Text),
-    Column("logprob", Double),
+    Column("logprob", Exact),
 )
 
 annotator = Table(
@@ -102,7 +116,7 @@ submission = Table(
     Column("ranking", Text),
     Column("ratings", Text),
     Column("correction", Text),
-    Column("seconds", Double),
+    Column("seconds", Exact),
     Column("shown_order", Text),
     Column("prelabel_shown", Boolean, nullable=False),
     Column("guideline_version", Text),

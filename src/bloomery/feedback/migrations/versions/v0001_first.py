@@ -44,7 +44,7 @@ def upgrade() -> None:
         sa.Column("policy_id", sa.Text, nullable=False),
         sa.Column("policy_digest", sa.Text),
         sa.Column("sampling", sa.Text),
-        sa.Column("logprob", sa.Double),
+        sa.Column("logprob", sa.Text),
     )
     op.create_table(
         "annotator",
@@ -74,7 +74,7 @@ def upgrade() -> None:
         sa.Column("ranking", sa.Text),
         sa.Column("ratings", sa.Text),
         sa.Column("correction", sa.Text),
-        sa.Column("seconds", sa.Double),
+        sa.Column("seconds", sa.Text),
         sa.Column("shown_order", sa.Text),
         sa.Column("prelabel_shown", sa.Boolean, nullable=False),
         sa.Column("guideline_version", sa.Text),
