@@ -37,6 +37,20 @@ class Section(BaseModel):
             raise ValueError("input should be a number")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _over_default(cls, value: Any, info: ValidationInfo) -> Any:
+        """A section that is given in part is laid over the default of its field, which may differ from the
+        defaults of its type: one setting of an optimiser does not reset the others."""
+        return _laid_over(cls.model_fields[info.field_name or ""].default, value)
+
+
+def _laid_over(default: Any, value: Any) -> Any:
+    if not isinstance(default, Section) or not isinstance(value, Mapping):
+        return value
+    given = {key: _laid_over(getattr(default, str(key), None), inner) for key, inner in value.items()}
+    return {**default.model_dump(), **given}
+
 
 class Input:
     """Marks a path field as an input artifact: its content, not its name, decides whether a stage reruns."""

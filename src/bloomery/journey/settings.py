@@ -17,6 +17,10 @@ from bloomery.recipe import Input, Section
 from bloomery.stages import STAGES
 
 
+DECIDED = {"seed", "chat"}
+"""Settings that the plan fills in, beside the inputs: one seed for all, and which models chat."""
+
+
 class Data(Section):
     """Your own data instead of the embedded world. Paths are relative to `root`."""
 
@@ -70,11 +74,11 @@ class _Journey(Section):
 
 
 def settings_of(stage: str, **defaults: Any) -> type[Section]:
-    """The settings of a stage without its inputs and its seed; `defaults` replace some of the stage's own."""
+    """The settings of a stage without what the plan decides; `defaults` replace some of the stage's own."""
     schema = STAGES[stage].recipe
     fields: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
-        if name != "seed" and not _holds_input(field):
+        if name not in DECIDED and not _holds_input(field):
             default = defaults.get(name, field.get_default(call_default_factory=True))
             annotation: Any = (
                 Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
