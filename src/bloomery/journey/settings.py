@@ -16,7 +16,6 @@ from pydantic_core import PydanticUndefined
 from bloomery.recipe import Input, Section
 from bloomery.stages import STAGES
 
-
 DECIDED = {"seed", "chat"}
 """Settings that the plan fills in, beside the inputs: one seed for all, and which models chat."""
 
