@@ -113,10 +113,10 @@ def questions(recipe: Evaluate) -> list[Asked]:
     asked: list[Asked] = []
     if recipe.world is not None:
         path = recipe.questions or recipe.world / "questions.jsonl"
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(read(path).split("\n"), 1):
             try:
                 question = Question.from_json(json.loads(line)) if line else None
-            except (ValueError, KeyError, TypeError) as error:
+            except (DataError, ValueError, TypeError) as error:
                 raise DataError("this line is no question", where=f"{path}:{number}", got=error) from None
             if question and question.split == "eval":
                 asked.append(question)
@@ -130,6 +130,16 @@ def questions(recipe: Evaluate) -> list[Asked]:
         kept = stream(recipe.seed, "evaluate", "limit").choice(len(asked), recipe.limit, replace=False)
         asked = [asked[i] for i in sorted(kept)]
     return asked
+
+
+def read(path: Path) -> str:
+    """Raises `ArtifactError` when there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            "cannot read this", where=path, got=error, do="name the directory of a world stage"
+        ) from None
 
 
 def answer(recipe: Evaluate, model: Llama, chat: Chat, asked: Sequence[Asked], decoding: str) -> list[Reply]:
@@ -154,7 +164,7 @@ def judge(
     """The oracle's verdicts by decoding; empty where no world knows the answers."""
     if recipe.world is None:
         return {}
-    oracle = Oracle(World.from_json((recipe.world / "world.json").read_text(encoding="utf-8")))
+    oracle = Oracle(World.from_json(read(recipe.world / "world.json")))
     known = [q for q in asked if isinstance(q, Question)]
     return {d: honesty.judge(oracle, known, found, proxies[d]) for d, found in replies.items()}
 

@@ -49,7 +49,7 @@ def accuracy_by_round(cards: dict[int, Json]) -> Html:
         if (value := number_in(last, key)) is not None
     ]
     agreed = number_in(last, "agreed", "accuracy")
-    caption = "The dashed lines: a rule that reads only length, and how far two annotators agree, the ceiling."
+    caption = "Dashed: a rule that reads only length, and how far two annotators agree (the ceiling)."
     if agreed is not None:
         caption += f" On comparisons where annotators agree the last one is right in {100 * agreed:.0f} %."
     return figure(

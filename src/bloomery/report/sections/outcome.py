@@ -65,6 +65,7 @@ MEASURES = (
     Measure(
         "refuse_harmless_rate", "Refuses harmless", "Harmless requests that are declined all the same", -1
     ),
+    Measure("malformed_rate", "Garbled", "Broken sentences, loops, words from nowhere", -1, True, "sampled"),
     SCORE,
     Measure("unfinished_rate", "Cut off", "Answers that did not end in time", -1, True, "sampled"),
     BITS,
