@@ -163,7 +163,8 @@ def complete(directory: Path) -> bool:
 
 
 def _manifest_text(files: Mapping[str, Any]) -> str:
-    return json.dumps({"files": files}, indent=1, sort_keys=True) + "\n"
+    """The manifest's own digest tells a damaged manifest from a damaged file."""
+    return json.dumps({"files": files, "sha256": digest_json(files)}, indent=1, sort_keys=True) + "\n"
 
 
 def _files_in(directory: Path) -> list[str]:

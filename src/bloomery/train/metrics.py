@@ -13,7 +13,7 @@ from typing import Any, Protocol, SupportsFloat
 
 from torch import Tensor
 
-from bloomery.errors import DataError
+from bloomery.errors import ArtifactError, DataError
 
 FILE = "metrics.jsonl"
 # What the bar shows, and under which names stages log it (the first that is there).
@@ -45,8 +45,11 @@ class MetricsWriter:
         row: dict[str, Any] = {"step": step}
         for name, value in metrics.items():
             row[name] = self._plain(value)
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise ArtifactError("cannot write the metrics", where=self.path, got=error.strerror) from None
         self.lines += 1
         return row
 
