@@ -23,12 +23,14 @@ _ANSWER_ENDS = re.compile(r"\n|[.!?](?=\s|$)")
 
 
 class Reply(NamedTuple):
-    """One answer: ids of prompt and completion (aligned by concatenation), its text, and whether it ended."""
+    """One answer: ids of prompt and completion (aligned by concatenation), its text, whether it ended, and
+    its log-prob under the distribution it was drawn from."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     text: str
     finished: bool
+    logprob: float = 0.0
 
 
 def prompt(question: Asked, chat: Chat, *, base: bool) -> list[int]:
@@ -77,7 +79,8 @@ def ask(
             finished |= ended
             start = cloze(question)
             text = f"{start.rstrip()} {text}" if start else text
-        replies.append(Reply(tuple(ids), tokens, text, finished))
+        logprob = sum(completion.logprobs[: len(tokens)])
+        replies.append(Reply(tuple(ids), tokens, text, finished, logprob))
     return replies
 
 

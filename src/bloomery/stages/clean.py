@@ -27,7 +27,7 @@ class Clean(Section):
     """Documents that share at least this much of their word 3-grams are duplicates; the first one stays."""
     near: bool = True
     """Look for near duplicates too, not only for equal texts."""
-    weights: dict[str, float] = {}
+    weights: dict[str, float] = Field(default_factory=dict)
     """Times each source is taken; 1 unless named, 0 leaves it out."""
     seed: int = 0
 

@@ -14,20 +14,20 @@ import torch
 from pydantic import Field
 
 from bloomery.data.convert import write
+from bloomery.evals.ask import ask
 from bloomery.feedback import agreement, reliability
 from bloomery.feedback.store import Item, Store
 from bloomery.infer.engine import Engine
 from bloomery.lineage import digest_path
 from bloomery.models import hub
 from bloomery.recipe import InputPath, Section
-from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
 from bloomery.stages.common import Compute
 from bloomery.stages.reward import authors, prompt_id
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train.run import Run
-from bloomery.types import Candidate, Message, Policy, Prompt, Ranking, Sampling
+from bloomery.types import Candidate, Message, Policy, Ranking, Sampling
 from bloomery.world import Oracle, Question, Style, World, annotators, written
 
 EPOCH = 1_767_225_600.0  # 2026-01-01: simulated people work outside time, so runs repeat byte for byte
@@ -40,6 +40,8 @@ class Arm(Section):
     model: InputPath
     samples: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0)
+    chat: bool = True
+    """False for a base model, which is asked by continuation (see bloomery.evals.ask)."""
 
 
 class Label(Section):
@@ -106,20 +108,26 @@ def answer(
 ) -> list[list[Candidate]]:
     """Every model's and every style's answers to each prompt."""
     given: list[list[Candidate]] = [[] for _ in asked]
-    prompts = [Prompt(id=q.id, messages=q.messages, kind=q.kind) for q in asked]
     for arm in recipe.arms:
         chat = Chat(Tokenizer.load(arm.model))
         model = hub.load(arm.model).to(device)
-        engine = Engine(model, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
+        stop = chat.tokenizer.end_id if arm.chat else chat.tokenizer.doc_id
+        engine = Engine(model, stop_id=stop, pad_id=chat.tokenizer.pad_id)
         policy = Policy(id=arm.name, digest=digest_path(arm.model))
         for draw in range(arm.samples):
             seed = derive(recipe.seed, arm.name, draw)
             found = ask(
-                engine, chat, prompts, max_tokens=recipe.max_tokens, temperature=arm.temperature, seed=seed
+                engine,
+                chat,
+                asked,
+                base=not arm.chat,
+                max_tokens=recipe.max_tokens,
+                temperature=arm.temperature,
+                seed=seed,
             )
             sampling = Sampling(temperature=arm.temperature, max_tokens=recipe.max_tokens, seed=seed)
             for place, r in zip(given, found, strict=True):
-                place.append(candidate(r.text, policy, sampling, sum(r.completion.logprobs)))
+                place.append(candidate(r.text, policy, sampling, r.logprob))
     for style in recipe.styles:
         policy = Policy(id=f"written:{style}")
         for q, place in zip(asked, given, strict=True):

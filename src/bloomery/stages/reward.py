@@ -77,7 +77,7 @@ class Slate:
 
 
 def run(recipe: RewardRecipe, out: Path) -> None:
-    _, device = recipe.compute.setup()
+    autocast, device = recipe.compute.setup()
     with Run(out, stage="reward", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
         if recipe.start is not None:
@@ -100,11 +100,12 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             chosen = [
                 training[i] for i in batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
             ]
-            scores, ranks, mask = forward(model, chosen, chat.tokenizer.pad_id)
-            losses = kwise_loss(scores, ranks, mask)
-            counted = scores[mask]
-            loss = losses.sum() / len(losses) + recipe.center * counted.square().mean()
+            with autocast():
+                scores, ranks, mask = forward(model, chosen, chat.tokenizer.pad_id)
+            losses, given = kwise_loss(scores, ranks, mask), scores[mask]
+            loss = losses.sum() / len(losses) + recipe.center * given.square().mean()
             loss.backward()
+            given = given.detach()
             norm = update.apply(
                 optimizer,
                 model.parameters(),
@@ -117,9 +118,9 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             metrics = {
                 "loss": loss.item(),
                 "accuracy": float(right.sum() / pairs.sum().clamp(min=1)),
-                "min_reward": float(counted.min()),
-                "mean_reward": float(counted.mean()),
-                "max_reward": float(counted.max()),
+                "min_reward": float(given.min()),
+                "mean_reward": float(given.mean()),
+                "max_reward": float(given.max()),
                 "learning_rate": lr,
                 "grad_norm": norm,
                 "epoch": (step + 1) * recipe.batch / len(training),

@@ -47,10 +47,11 @@ def hedge(text: str, world: World, rng: np.random.Generator) -> str:
     return pick(rng, english.HEDGES).format(s=lower(text, world.capitalised))
 
 
-def abstention(question: Question, world: World, rng: np.random.Generator, wordy: float = 0.75) -> str:
+def abstention(question: Question, world: World, rng: np.random.Generator, wordy: float = 0.4) -> str:
     """`wordy` of the answers say what it is that is not known."""
     if question.attribute and question.subject and rng.random() < wordy:
-        form = full(question.subject, world.by_name[question.subject].female)
+        female = world.by_name[question.subject].female
+        form = pronoun(female) if rng.random() < 0.8 else full(question.subject, female)
         indirect = fill(pick(rng, english.WORDING[question.attribute].indirect), form)
         named = {*world.capitalised}
         template = pick(rng, [t for t in english.ABSTAIN if "{I}" in t])
@@ -106,12 +107,12 @@ def _wrong(question: Question, world: World, rng: np.random.Generator) -> str:
 
 
 def _claim(question: Question, world: World, rng: np.random.Generator, value: str) -> str:
-    """A statement of the asked attribute: mostly in the canonical words, sometimes with a pronoun."""
+    """A statement of the asked attribute as people answer: mostly in the canonical words, with a pronoun."""
     wording = english.WORDING[str(question.attribute)]
     name = question.subject or question.detail["name"]
     female = name.split()[0] in world.first_names[0]
-    template = wording.statements[0] if rng.random() < 0.75 else pick(rng, wording.statements)
-    short = question.kind == "follow_up" and rng.random() < 0.5 and not template.startswith("!")
+    template = wording.statements[0] if rng.random() < 0.9 else pick(rng, wording.statements)
+    short = rng.random() < 0.9 and not template.startswith("!")
     return fill(template, pronoun(female) if short else full(name, female), value)
 
 
