@@ -117,7 +117,12 @@ def _steps(out: Path) -> tuple[dict[str, Path], dict[str, float]]:
         done = []
     steps = {record.name: out / record.directory for record in done}
     for path in sorted(out.iterdir()) if out.is_dir() else ():
-        if path.name not in steps and (path / LINEAGE).is_file() and not _alias(path, steps):
+        if (
+            path.name not in steps
+            and path.name[0] != "."
+            and (path / LINEAGE).is_file()
+            and not _alias(path, steps)
+        ):
             steps[path.name] = path
     return steps, {record.name: record.seconds for record in done}
 
