@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -112,13 +113,14 @@ def by_calls(home: Path, whole: dict[str, bytes], stride: int) -> dict[str, obje
     kills, inside, found, number = 0, 0, [], 1
     while True:
         out = home / f"call-{number}"
-        code = outcome(in_child(lambda: killed_before_call(number, lambda: train(out))))
+        work = partial(train, out)
+        code = outcome(in_child(partial(killed_before_call, number, work)))
         if code == 0:
             break
         kills += 1
         inside += any(out.glob("checkpoint-*.tmp-*")) if out.exists() else 0
         sealed = (out / lineage.MANIFEST).exists()
-        if not sealed and outcome(in_child(lambda: train(out))) != 0:
+        if not sealed and outcome(in_child(work)) != 0:
             found.append(f"call {number}: did not go on")
         else:
             checkpoint.clear(out)  # a kill after the seal may leave them: they are no part of it

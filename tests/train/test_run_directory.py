@@ -271,7 +271,8 @@ def test_a_signal_finishes_the_step_saves_and_exits(tmp_path: Path, number: int,
         toy(out, hook=at(4, lambda: os.kill(os.getpid(), number)), every=0)
     assert caught.value.code == code
     assert [path.name for path in checkpoint.checkpoints(out)] == ["checkpoint-5"]
-    assert f"stopped by {signal.Signals(number).name}; checkpoint-5 is saved" in capsys.readouterr().err
+    said = f"stopped by {signal.Signals(number).name}; the same command goes on from checkpoint-5"
+    assert said in capsys.readouterr().err
     assert signal.getsignal(number) is before
     toy(out, every=0)
     assert product(out) == product(tmp_path / "whole")
@@ -354,6 +355,53 @@ def test_changed_code_is_said_when_a_run_goes_on(tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(lineage, "code_version", lambda: "newer")
     toy(tmp_path / "out")
     assert "the code has changed since this run began" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_work_in_one_directory(tmp_path: Path) -> None:
+    """Locks belong to open files, so a second Run of this very process stands for another process."""
+
+    def second(step: int) -> None:
+        with pytest.raises(ArtifactError, match="another process is working in this directory"):
+            toy(tmp_path / "out")
+
+    toy(tmp_path / "out", hook=at(4, lambda: second(4)))
+    assert lineage.complete(tmp_path / "out")
+
+
+def test_what_an_unfinished_run_without_checkpoints_left_is_not_built_upon(tmp_path: Path) -> None:
+    def label(out: Path, fail: bool) -> None:
+        with Run(out, stage="label", recipe=Toy()) as run:
+            with (out / "store.db").open("a") as file:
+                file.write("a row\n")
+            (out / "inner").mkdir()
+            if fail:
+                raise Crash
+            run.finish()
+
+    with pytest.raises(Crash):
+        label(tmp_path / "out", True)
+    assert (tmp_path / "out" / "store.db").exists()
+    label(tmp_path / "out", False)
+    assert (tmp_path / "out" / "store.db").read_text() == "a row\n"
+
+
+def test_killed_after_the_last_step_nothing_is_trained_again(tmp_path: Path, monkeypatch) -> None:
+    toy(tmp_path / "whole")
+    out = tmp_path / "out"
+    monkeypatch.setattr(Run, "finish", lambda self, **card: crash())
+    with pytest.raises(Crash):
+        toy(out)
+    monkeypatch.undo()
+    toy(out, hook=lambda step: crash())
+    assert product(out) == product(tmp_path / "whole")
+
+
+def test_other_arithmetic_is_said_when_a_run_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    with pytest.raises(Crash):
+        toy(tmp_path / "out", hook=at(4, crash))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    toy(tmp_path / "out")
+    assert "and is now 77: the result may differ in the last bits" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------- broken math

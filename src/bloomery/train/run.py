@@ -14,6 +14,7 @@ A stage that does not train leaves out `track` and `steps`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -28,11 +29,11 @@ import torch
 from torch import nn
 
 from bloomery import lineage
-from bloomery.errors import ArtifactError
 from bloomery.lineage import Lineage, Person
-from bloomery.recipe import Section, dump, input_paths
+from bloomery.recipe import Section, input_paths
 from bloomery.train import checkpoint
 from bloomery.train.card import card
+from bloomery.train.directory import Inputs, claim, discard, identity, lock
 from bloomery.train.metrics import FILE, MetricsWriter, Value, progress
 from bloomery.train.step import Guard
 from bloomery.types import Policy
@@ -43,7 +44,9 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-Inputs = Mapping[str, Path | Sequence[Path] | None]
+
+
+__all__ = ["Run", "Stopped", "discard"]
 
 
 class Stopped(SystemExit):
@@ -54,12 +57,14 @@ class Run:
     """One stage into one directory.
 
     `inputs` names the artifacts that shape the result (by default every input path of the recipe). An
-    unfinished run of the same recipe and inputs in `out` is gone on with; with `resume="never"` its
-    checkpoints are dropped and it starts again. Anything else in `out` is left alone: `ArtifactError`.
+    unfinished run of the same recipe and inputs in `out` is gone on with from its newest checkpoint; if it
+    has none, or with `resume="never"`, what it left is deleted and it starts again. Anything else in `out`,
+    and a directory another process works in, is left alone: `ArtifactError`.
 
-    A checkpoint is written every `checkpoint_every` steps (0: not by steps), when `checkpoint_seconds` have
-    passed since the last (None: not by time), and when a signal asks the run to stop; the newest `keep`
-    stay. The step under way when SIGTERM or Ctrl-C comes is finished first; a second signal does not wait.
+    A checkpoint is written every `checkpoint_every` steps and after the last step (0: neither), when
+    `checkpoint_seconds` have passed since the one before (None: not by time), and when a signal asks the
+    run to stop; the newest `keep` stay. The step under way when SIGTERM or Ctrl-C comes is finished first;
+    a second signal does not wait.
 
     `guard` counts skipped updates (see `step.apply`). `state` is a dict of JSON values that a stage may use
     for whatever it must remember between steps; it is part of every checkpoint.
@@ -99,7 +104,13 @@ class Run:
     # ------------------------------------------------------------------------------- beginning and end
 
     def __enter__(self) -> Self:
-        self.lineage = self._claim()
+        self.lineage = identity(self.out, self.stage, self.recipe, self.inputs)
+        self._lock = lock(self.out)
+        try:
+            claim(self.out, self.lineage, self.recipe, self.resume == "never", self.line)
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._began = self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -114,71 +125,7 @@ class Run:
         self.progress.stop()
         if self._metrics is not None:
             self._metrics.close()
-
-    def _claim(self) -> Lineage:
-        """Take the directory, or refuse it; write who we are into it."""
-        record = self._identity()
-        if self.out.exists() and not self.out.is_dir():
-            raise ArtifactError("the output directory is a file", where=self.out, do="choose another --out")
-        self.out.mkdir(parents=True, exist_ok=True)
-        if (self.out / lineage.MANIFEST).exists():
-            raise ArtifactError(
-                "this directory already holds a finished run",
-                where=self.out,
-                do="choose another --out, or delete the directory",
-            )
-        if (self.out / lineage.LINEAGE).exists():
-            self._same_run(lineage.read(self.out), record)
-            checkpoint.clear_leftovers(self.out)
-            if self.resume == "never":
-                discard(self.out)
-        elif any(not path.name.startswith(".") for path in self.out.iterdir()):
-            raise ArtifactError(
-                "the output directory is not empty and holds no run of ours",
-                where=self.out,
-                got=", ".join(sorted(path.name for path in self.out.iterdir())[:5]),
-                do="choose another --out",
-            )
-        lineage.write(self.out, record)
-        lineage.write_text(self.out / "recipe.yaml", dump(self.recipe))
-        return record
-
-    def _identity(self) -> Lineage:
-        settings, code = lineage.resolved(self.recipe), lineage.code_version()
-        paths = [
-            (role if isinstance(value, Path) else f"{role}[{i}]", path)
-            for role, value in self.inputs.items()
-            if value is not None
-            for i, path in enumerate([value] if isinstance(value, Path) else value)
-        ]
-        before = [one for _, path in paths if (one := lineage.of(path)) is not None]
-        return Lineage(
-            stage=self.stage,
-            name=self.out.resolve().name,
-            key=lineage.digest_json({"stage": self.stage, "recipe": settings, "code": code}),
-            code=code,
-            recipe_digest=lineage.digest_json(settings),
-            seed=getattr(self.recipe, "seed", None),
-            inputs=tuple(lineage.parent(role, path, self.out) for role, path in paths),
-            people=lineage.union_people(one.people for one in before),
-            teachers=lineage.union_teachers(one.teachers for one in before),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-    def _same_run(self, old: Lineage, new: Lineage) -> None:
-        def what(one: Lineage) -> dict[str, object]:
-            inputs = {parent.role: parent.digest for parent in one.inputs}
-            return {"stage": one.stage, "recipe": one.recipe_digest, "inputs": inputs}
-
-        different = [name for name in what(old) if what(old)[name] != what(new)[name]]
-        if different:
-            raise ArtifactError(
-                f"this directory holds an unfinished run of another {' and other '.join(different)}",
-                where=self.out,
-                do="choose another --out, or repeat the recipe.yaml that lies there",
-            )
-        if old.code != new.code:
-            self.line("the code has changed since this run began: the result may differ from an unbroken run")
+        os.close(self._lock)
 
     # -------------------------------------------------------------------------------------- the loop
 
@@ -211,6 +158,10 @@ class Run:
         self._metrics = MetricsWriter(self.out / FILE, own["lines"])
         if self._metrics.lines < own["lines"]:
             self.line(f"{FILE} has {self._metrics.lines} lines where the checkpoint knew {own['lines']}")
+        for name, value in self._arithmetic().items():
+            if own["arithmetic"][name] != value:
+                change = f"{name} was {own['arithmetic'][name]} and is now {value}"
+                self.line(f"{change}: the result may differ in the last bits from an unbroken run")
         self.line(f"going on from {found.path.name}")
 
     def steps(self, total: int) -> Iterator[int]:
@@ -268,13 +219,14 @@ class Run:
             "non_finite": self._non_finite,
             "lines": self._metrics.lines if self._metrics else 0,
             "resumed_at": self._resumed_at,
+            "arithmetic": self._arithmetic(),
         }
         state = {"run": own, "stage": self.state}
         checkpoint.save(self.out, self.step, self._modules, self._optimizers, state, self.keep)
         self._saved_at = time.monotonic()
 
     def _due(self) -> bool:
-        by_step = self.every > 0 and self.step % self.every == 0
+        by_step = self.every > 0 and (self.step % self.every == 0 or self.step == self.total)
         by_time = (
             self.seconds_between is not None and time.monotonic() - self._saved_at >= self.seconds_between
         )
@@ -292,10 +244,8 @@ class Run:
     def _obey(self) -> None:
         if self._signal is not None:
             kept = checkpoint.checkpoints(self.out)
-            where = f"{kept[0].name} is saved; " if kept else ""
-            self.line(
-                f"stopped by {signal.Signals(self._signal).name}; {where}the same command goes on from here"
-            )
+            after = f"goes on from {kept[0].name}" if kept else "starts again"
+            self.line(f"stopped by {signal.Signals(self._signal).name}; the same command {after}")
             raise Stopped(128 + self._signal)
 
     # --------------------------------------------------------------------------------------- the seal
@@ -355,21 +305,16 @@ class Run:
             "resumed_at": self._resumed_at,
             "started_at": record.created_at,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
+            **self._arithmetic(),
         }
 
-
-def discard(out: Path) -> None:
-    """Forget what an unfinished run has done so far: its checkpoints and metrics.
-
-    Raises `ArtifactError` when the run is finished; does nothing when there is none.
-    """
-    if (out / lineage.MANIFEST).exists():
-        raise ArtifactError("this run is finished", where=out, do="delete the directory yourself")
-    if (out / lineage.LINEAGE).exists():
-        checkpoint.clear(out)
-        (out / FILE).unlink(missing_ok=True)
+    def _arithmetic(self) -> dict[str, Any]:
+        """What the last bits of a sum depend on."""
+        return {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": sorted({str(p.device) for m in self._modules.values() for p in m.parameters()}),
+        }
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
