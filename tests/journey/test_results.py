@@ -142,17 +142,19 @@ def test_damaged_evaluation_is_named(out: Path) -> None:
         results.collect(out)
 
 
-def printed(got: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+def printed(got: dict[str, Any], width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
     results.print_table(got, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_table_fits_a_hundred_columns_and_says_all(out: Path) -> None:
-    text = printed(results.collect(out))
+    got = results.collect(out)
+    text = printed(got)
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
+    assert printed(got, width=60) == text, "a narrow terminal wraps, it does not cut numbers"
     for piece in ("Base", "SFT", "Round 1", "RL, round 10", "90.0%", "KL", "↓", "+40.0 pt", "80.0%"):
         assert piece in text
 

@@ -31,6 +31,7 @@ SAMPLED = (
     "graded_reward",
 )
 KEYS = (*SAMPLED, "graded_reward_greedy", "bpb", "kl")
+WIDTH = 100
 STRANGERS = ("fabrication_rate_strangers", "abstain_never_rate_strangers")
 _NAME = re.compile(r"(?:evaluate|eval)-(?:(base|sft|rl)|(?:(?:rl|ppo|round)-)?(\d+))")
 
@@ -244,6 +245,8 @@ def _read_json(path: Path) -> Json:
 def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
     """The journey's table, at most 100 columns wide: a row per model, under each number its 95 % interval."""
     console = console or Console()
+    if console.width < WIDTH:  # a line that wraps is better than a number that is cut off
+        console = Console(file=console.file, width=WIDTH, force_terminal=console.is_terminal)
     found = rows(results)
     judged = any(row.get("graded_reward")[0] is not None for row in found)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)

@@ -77,7 +77,8 @@ def layout(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
     """(column, lane) of each node: no two share a place, and within a lane parents are to the left."""
     lanes = {node.name: _lane(node.name) for node in nodes}
     found: dict[str, tuple[int, int]] = {}
-    waiting = list(nodes)
+    used = {parent for node in nodes for parent, _ in node.parents}
+    waiting = sorted(nodes, key=lambda node: node.name not in used)  # evaluations at the end of their lane
     while waiting:
         ready = [n for n in waiting if all(p in found or p not in lanes for p, _ in n.parents)]
         for node in ready or waiting[:1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bloomery.report.bars import Bar, bar_plot
 from bloomery.report.dag import Node, draw
 from bloomery.report.html import Child, Html, tag
+from bloomery.report.plots import number
 from bloomery.report.sections import figure, missing, section, table
 from bloomery.report.view import Json, View, number_in
 
@@ -80,7 +81,7 @@ def _behind(records: dict[str, Json]) -> Html:
         ((n, r) for n, r in reversed(records.items()) if r.get("stage") in ("ppo", "reward", "sft")), ("", {})
     )
     people: list[list[Child]] = [
-        [str(one.get("id")), str(one.get("kind")), f"{number_in(one, 'rankings') or 0:,.0f}"]
+        [str(one.get("id")), str(one.get("kind")), number(number_in(one, "rankings") or None)]
         for one in last.get("people") or []
     ]
     teachers: list[list[Child]] = [
@@ -91,10 +92,10 @@ def _behind(records: dict[str, Json]) -> Html:
         return Html("")
     parts: list[Child] = []
     if people:
-        caption = f"Whose judgement is in {name}"
+        caption = f"The people behind {name}"
         parts.append(tag("figure", tag("h3", caption), table(["who", "kind", "rankings"], people, left=2)))
     if teachers:
-        caption = f"Whose answers were ranked for {name}"
+        caption = f"Who wrote the answers ranked for {name}"
         parts.append(tag("figure", tag("h3", caption), table(["policy", "digest"], teachers, left=2)))
     return tag("div", *parts, class_="grid")
 
