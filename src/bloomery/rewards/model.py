@@ -41,7 +41,7 @@ def _last_scores(
     tokens = torch.full((len(rows), int(lengths.max())), pad_id, dtype=torch.long)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row)
-    scores = model(tokens.to(device)).float()
+    scores: Tensor = model(tokens.to(device)).float()
     return scores[torch.arange(len(rows), device=device), lengths.to(device) - 1]
 
 
