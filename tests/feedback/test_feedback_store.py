@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -256,6 +258,34 @@ def test_threads_lose_nothing_and_never_over_assign(tmp_path: Path) -> None:
     assert sorted(record.id for record in stored) == sorted(acknowledged)
     assert len(set(acknowledged)) == 16
     assert set(Counter(record.prompt for record in stored).values()) == {2}
+
+
+KILLED = """
+import sys
+from bloomery.feedback.store import Store
+store = Store(sys.argv[1])
+while task := store.next_task("p", "ada"):
+    print(store.submit(task, [1, 2, 3]), flush=True)
+"""
+
+
+def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    with Store(tmp_path / "f.db") as store:
+        store.create_project("p")
+        store.add_prompts("p", [item(n) for n in range(2000)])
+        store.add_annotator("ada", "simulated")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "f.db")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline().strip() for _ in range(20)]
+        process.kill()
+        acknowledged += process.stdout.read().split()
+    with Store(tmp_path / "f.db") as store:
+        with store._reading() as connection:
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        stored = [record.id for record in store.rankings("p")]
+    assert stored[:20] == acknowledged[:20]
+    assert 20 <= len(acknowledged) <= len(stored) <= len(acknowledged) + 1 < 2000
 
 
 def test_a_batch_is_all_or_nothing(store: Store) -> None:

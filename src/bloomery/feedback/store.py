@@ -341,16 +341,12 @@ class Store:
         if held is not None:
             yield held
             return
-        try:
-            with self._engine.begin() as connection:
-                self._local.connection = connection
+        with _explained(), self._engine.begin() as connection:
+            self._local.connection = connection
+            try:
                 yield connection
-        except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
-            if isinstance(error, sa.exc.OperationalError) and "locked" not in str(error.orig):
-                raise
-            raise Busy("the feedback store is busy", got=error, do="try again in a moment") from None
-        finally:
-            self._local.connection = None
+            finally:
+                self._local.connection = None
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -358,7 +354,20 @@ class Store:
         if held is not None:
             yield held
             return
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             connection = connection.execution_options(reading=True)
             with connection.begin():
                 yield connection
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """The database's errors as ours."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
+        if isinstance(error, sa.exc.OperationalError) and "locked" not in str(error.orig):
+            raise
+        raise Busy("the feedback store is busy", got=error, do="try again in a moment") from None
+    except (sa.exc.DataError, sa.exc.IntegrityError) as error:
+        raise DataError("the database refuses this record; nothing was written", got=error.orig) from None
