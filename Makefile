@@ -54,7 +54,7 @@ lint: $(VENV)/.test-stamp
 
 test: lint
 	@echo "==> pytest ($(JOBS) processes)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 docs: $(VENV)/.test-stamp
 	@$(BIN)/python dev/write_cli_docs.py

@@ -36,7 +36,7 @@ class Streamer(Protocol):
 
 @dataclass(slots=True)
 class Session:
-    """A conversation with a model. `context` is the model's, in tokens; a part is kept free for the answer."""
+    """A conversation with a model. `context` is the model's, in tokens; a part is kept for the answer."""
 
     chat: Chat
     stream: Streamer
@@ -103,10 +103,12 @@ def visible(text: str) -> str:
 def talk(
     session: Session,
     lines: Iterable[str],
-    write: Callable[[str], object] = sys.stdout.write,
-    note: Callable[[str], object] = lambda text: sys.stderr.write(text + "\n"),
+    write: Callable[[str], object] | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> None:
-    """The loop. Replies go to `write`, everything else to `note`; returns at /quit or the end of `lines`."""
+    """The loop. Replies go to `write` (standard output), everything else to `note` (standard error); returns
+    at /quit or the end of `lines`."""
+    write, note = write or _out, note or _aside
     for line in lines:
         text = line.strip()
         try:
@@ -136,12 +138,20 @@ def answer(session: Session, write: Callable[[str], object], note: Callable[[str
     try:
         for piece in pieces:
             write(visible(piece))
-            sys.stdout.flush()
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined]
         note(" (stopped)")
     write("\n")
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _aside(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def command(session: Session, text: str, note: Callable[[str], object]) -> bool:

@@ -84,7 +84,7 @@ def state(path: Path) -> tuple[State, list[str]]:
 def can_go_on(path: Path, *, look_only: bool = False) -> bool:
     """Whether an unfinished stage directory holds a checkpoint. If not, nothing in it is worth keeping: it is
     emptied, so that the stage starts as in a new one."""
-    found = any(path.glob("checkpoint-*"))
+    found = any(part.name.removeprefix("checkpoint-").isdigit() for part in path.iterdir())
     if not found and not look_only:
         shutil.rmtree(path)
     return found
