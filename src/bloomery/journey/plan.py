@@ -72,7 +72,7 @@ def world_plan(j: _Journey, out: Path) -> Plan:
     base = add("base", "pretrain", j.pretrain, corpus=corpus, tokenizer=tokenizer)
     measured: dict[str, Any] = {"world": world, "corpus": corpus}
     add("evaluate-base", "evaluate", j.evaluate, model=base, chat=False, **measured)
-    sft = add("sft", "sft", j.sft, model=base, demonstrations=[shown])
+    sft = add("sft", "sft", j.sft, model=base, demonstrations=[shown], corpus=corpus)
     measured["reference"] = sft
     add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
     models, labels, reward = {"base": base, "sft": sft, "rl": sft}, list[Path](), None
@@ -121,7 +121,7 @@ def files_plan(j: _Journey, out: Path) -> Plan:
     questions = root / j.data.questions if j.data.questions else prompts
     measured: dict[str, Any] = {"questions": questions, "corpus": corpus}
     add("evaluate-base", "evaluate", j.evaluate, model=base, chat=False, **measured)
-    sft = add("sft", "sft", j.sft, model=base, demonstrations=shown)
+    sft = add("sft", "sft", j.sft, model=base, demonstrations=shown, corpus=corpus)
     measured["reference"] = sft
     if not j.rounds:
         add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
@@ -158,4 +158,5 @@ def _arms(answers: Iterable[Answers], models: dict[str, Path]) -> Iterable[dict[
             "model": models[one.of],
             "samples": one.samples,
             "temperature": one.temperature,
+            "chat": one.of != "base",
         }

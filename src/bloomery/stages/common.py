@@ -8,8 +8,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from bloomery.data.batches import TokenBatch, pack_documents
+from bloomery.data.shards import Corpus
+from bloomery.models.llama import Llama
+from bloomery.objectives.language import nll
+from bloomery.objectives.token import aggregate, counted_logprobs
 from bloomery.recipe import Section
 from bloomery.seeds import derive
 from bloomery.train import optim, precision, schedule
@@ -70,3 +75,16 @@ class Compute(Section):
 def is_held_out(name: str, share: float) -> bool:
     """Decided by the name alone, so what is held out stays so when data is added or reordered."""
     return derive(0, "held out", name) % 10_000 < share * 10_000
+
+
+def text_losses(model: Llama, batch: TokenBatch) -> Tensor:
+    """Negative log-likelihood of every counted token of a packed batch, `[B, T]`."""
+    hidden = model(batch.tokens, segments=batch.segments)
+    return nll(counted_logprobs(hidden, model.logits, batch.tokens, batch.mask)[0])
+
+
+def text_loss(model: Llama, corpus: Corpus, *, rows: int, length: int, seed: int, step: int) -> Tensor:
+    """Mean next-token loss on a batch of pretraining text, to be added to another objective."""
+    batch = pack_documents(corpus, "train", batch_size=rows, length=length, seed=seed, step=step)
+    batch = batch.to(next(model.parameters()).device)
+    return aggregate(text_losses(model, batch), batch.mask, batch.num_tokens)

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bloomery.data.batches import pack_documents
 from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import read_prompts
@@ -20,14 +19,13 @@ from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.objectives import advantage, policy, value
-from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, before, counted_logprobs, masked_mean
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.model import RewardModel
 from bloomery.rollout.batch import RolloutBatch
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
-from bloomery.stages.common import Compute, Optimiser
+from bloomery.stages.common import Compute, Optimiser, text_loss
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -210,14 +208,24 @@ def improve(
                 return average(seen) | {"policy/stopped_early": 1.0}
             if corpus is not None:
                 draw = (step * recipe.epochs + epoch) * recipe.minibatches + part
-                ptx = ptx_loss(recipe, learner.actor, corpus, draw)
+                ptx = text_loss(
+                    learner.actor,
+                    corpus,
+                    rows=recipe.ptx_batch,
+                    length=recipe.ptx_length,
+                    seed=recipe.seed,
+                    step=draw,
+                )
                 metrics["loss/ptx_avg"] = ptx.item()
                 if not seen:
                     metrics["grad_norm/ptx"] = norm_of(recipe.ptx_coef * ptx, learner.actor)
                     metrics["grad_norm/ppo"] = norm_of(actor_loss, learner.actor)
                 actor_loss = actor_loss + recipe.ptx_coef * ptx
             (actor_loss + critic_loss).backward()
-            total, what = float(actor_loss + critic_loss), f"step {step}, pass {epoch}, minibatch {part}"
+            total, what = (
+                actor_loss.item() + critic_loss.item(),
+                f"step {step}, pass {epoch}, minibatch {part}",
+            )
             metrics["grad_norm"] = update.apply(
                 learner.optimizer, (), recipe.optimiser.max_norm, guard=learner.guard, loss=total, batch=what
             )
@@ -264,16 +272,6 @@ def ppo_loss(
         "drift/max": float(moved.detach()[mask].abs().max()),
     }
     return actor_loss, critic_loss, metrics
-
-
-def ptx_loss(recipe: Ppo, actor: Llama, corpus: Corpus, draw: int) -> Tensor:
-    """Mean next-token loss on pretraining text: what `ptx_coef` multiplies."""
-    text = pack_documents(
-        corpus, "train", batch_size=recipe.ptx_batch, length=recipe.ptx_length, seed=recipe.seed, step=draw
-    ).to(next(actor.parameters()).device)
-    hidden = actor(text.tokens, segments=text.segments)
-    logprobs = counted_logprobs(hidden, actor.logits, text.tokens, text.mask)[0]
-    return aggregate(nll(logprobs), text.mask, text.mask.sum())
 
 
 def norm_of(loss: Tensor, model: torch.nn.Module) -> float:

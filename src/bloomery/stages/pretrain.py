@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from bloomery.data.batches import TokenBatch, pack_documents
+from bloomery.data.batches import pack_documents
 from bloomery.data.shards import Corpus
 from bloomery.models import hub
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, init
-from bloomery.objectives.language import bits_per_byte, nll
-from bloomery.objectives.token import aggregate, counted_logprobs
+from bloomery.objectives.language import bits_per_byte
+from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Compute, Optimiser
+from bloomery.stages.common import Compute, Optimiser, text_losses
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
@@ -83,7 +83,7 @@ def run(recipe: Pretrain, out: Path) -> None:
             counted, loss = int(batch.mask.sum()), 0.0
             for part in batch.to(device).split(recipe.micro_batches):
                 with autocast():
-                    piece = aggregate(token_losses(model, part), part.mask, counted)
+                    piece = aggregate(text_losses(model, part), part.mask, counted)
                 piece.backward()
                 loss += piece.item()
             norm = update.apply(
@@ -108,12 +108,6 @@ def run(recipe: Pretrain, out: Path) -> None:
         run.finish()
 
 
-def token_losses(model: Llama, batch: TokenBatch) -> torch.Tensor:
-    """Negative log-likelihood of every counted token of a packed batch, `[B, T]`."""
-    hidden = model(batch.tokens, segments=batch.segments)
-    return nll(counted_logprobs(hidden, model.logits, batch.tokens, batch.mask)[0])
-
-
 @torch.no_grad()
 def validate(model: Llama, corpus: Corpus, recipe: Pretrain, device: torch.device) -> dict[str, float]:
     """Held-out bits per byte on the first batches of the validation split."""
@@ -122,6 +116,6 @@ def validate(model: Llama, corpus: Corpus, recipe: Pretrain, device: torch.devic
         batch = pack_documents(
             corpus, "val", batch_size=recipe.batch, length=recipe.model.context, seed=recipe.seed, step=step
         )
-        nats += float(token_losses(model, batch.to(device)).sum())
+        nats += float(text_losses(model, batch.to(device)).sum())
         num_bytes += batch.num_bytes
     return {"val/bpb": bits_per_byte(nats, num_bytes)}

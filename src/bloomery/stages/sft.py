@@ -10,13 +10,14 @@ from pydantic import Field
 
 from bloomery.data.batches import TokenBatch, pad
 from bloomery.data.loader import batch_indices
+from bloomery.data.shards import Corpus
 from bloomery.data.sources import read_conversations
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs, masked_mean
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Compute, Optimiser, is_held_out
+from bloomery.stages.common import Compute, Optimiser, is_held_out, text_loss
 from bloomery.text.chat import Chat, Rendered, require_trained
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -29,6 +30,13 @@ class Sft(Section):
     model: InputPath
     demonstrations: tuple[InputPath, ...]
     seed: int = 0
+    corpus: InputPath | None = None
+    """Pretraining text to go on reading, so that learning to answer does not unlearn the facts."""
+    replay_coef: float = Field(1.0, ge=0)
+    """Weight of the mean loss per pretraining token; 0, or no corpus, leaves it out."""
+    replay_batch: int = Field(4, ge=1)
+    """Rows of pretraining text in a step."""
+    replay_length: int = Field(256, ge=2)
     epochs: float = Field(3.0, gt=0)
     batch: int = Field(32, ge=1)
     """Conversations of a step."""
@@ -53,6 +61,7 @@ def run(recipe: Sft, out: Path) -> None:
         held_out = [e for name, e in fit.items() if is_held_out(name, recipe.held_out)]
         training = {name: e for name, e in fit.items() if not is_held_out(name, recipe.held_out)}
         ids, examples = list(training), list(training.values())
+        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay_coef > 0 else None
         optimizer = recipe.optimiser.adamw(model)
         run.track(model=model, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(examples) / recipe.batch))
@@ -64,13 +73,24 @@ def run(recipe: Sft, out: Path) -> None:
             with autocast():
                 logprobs, entropy = answer_logprobs(model, batch)
                 loss = aggregate(nll(logprobs), batch.mask, counted)
-            loss.backward()
+                objective = loss
+                if corpus is not None:
+                    replay = text_loss(
+                        model,
+                        corpus,
+                        rows=recipe.replay_batch,
+                        length=recipe.replay_length,
+                        seed=recipe.seed,
+                        step=step,
+                    )
+                    objective = loss + recipe.replay_coef * replay
+            objective.backward()
             norm = update.apply(
                 optimizer,
                 model.parameters(),
                 recipe.optimiser.max_norm,
                 guard=run.guard,
-                loss=loss,
+                loss=objective,
                 batch=[ids[i] for i in chosen],
             )
             metrics = {
@@ -82,6 +102,8 @@ def run(recipe: Sft, out: Path) -> None:
                 "num_tokens": counted,
                 "epoch": (step + 1) * recipe.batch / len(examples),
             }
+            if corpus is not None:
+                metrics["loss/replay"] = replay.item()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
                 metrics["eval_loss"] = held_out_loss(
                     model, held_out, recipe.batch, chat.tokenizer.pad_id, device
