@@ -239,6 +239,19 @@ def test_asked_never_to_resume_it_starts_again(tmp_path: Path, capsys) -> None:
         discard(tmp_path / "broken")
 
 
+def test_a_discarded_run_starts_again(tmp_path: Path, capsys) -> None:
+    toy(tmp_path / "whole")
+    with pytest.raises(Crash):
+        toy(tmp_path / "broken", hook=at(8, crash))
+    (tmp_path / "broken" / "samples").mkdir()
+    discard(tmp_path / "broken")
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == ["lineage.json"]
+    toy(tmp_path / "broken")
+    assert product(tmp_path / "broken") == product(tmp_path / "whole")
+    assert "going on" not in capsys.readouterr().err
+    discard(tmp_path / "nothing there")
+
+
 def test_checkpoints_come_by_time_too_or_only_on_signals(tmp_path: Path) -> None:
     for name, settings, kept in (
         ("timed", {"every": 0, "checkpoint_seconds": 0.0}, ["checkpoint-5", "checkpoint-4"]),
@@ -363,6 +376,8 @@ def test_two_processes_do_not_work_in_one_directory(tmp_path: Path) -> None:
     def second(step: int) -> None:
         with pytest.raises(ArtifactError, match="another process is working in this directory"):
             toy(tmp_path / "out")
+        with pytest.raises(ArtifactError, match="another process is working in this directory"):
+            discard(tmp_path / "out")
 
     toy(tmp_path / "out", hook=at(4, lambda: second(4)))
     assert lineage.complete(tmp_path / "out")

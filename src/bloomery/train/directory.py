@@ -84,7 +84,7 @@ def claim(out: Path, record: Lineage, recipe: Section, anew: bool, say: Callable
         _same_run(out, lineage.read(out), record, say)
         checkpoint.clear_leftovers(out)
         if anew or not checkpoint.checkpoints(out):
-            discard(out)
+            _empty(out)
     elif any(not path.name.startswith(".") for path in out.iterdir()):
         raise ArtifactError(
             "the output directory is not empty and holds no run of ours",
@@ -115,14 +115,22 @@ def _same_run(out: Path, old: Lineage, new: Lineage, say: Callable[[str], None])
 def discard(out: Path) -> None:
     """Forget what an unfinished run has done so far: everything in its directory but who it is.
 
-    Raises `ArtifactError` when the run is finished; does nothing when there is none.
+    Raises `ArtifactError` when the run is finished or under way; does nothing when there is none.
     """
     if (out / lineage.MANIFEST).exists():
         raise ArtifactError("this run is finished", where=out, do="delete the directory yourself")
     if (out / lineage.LINEAGE).exists():
-        checkpoint.clear(out)
-        for path in out.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != lineage.LINEAGE:
-                path.unlink()
+        handle = lock(out)
+        try:
+            _empty(out)
+        finally:
+            os.close(handle)
+
+
+def _empty(out: Path) -> None:
+    checkpoint.clear(out)
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != lineage.LINEAGE:
+            path.unlink()

@@ -158,7 +158,7 @@ class Lines:
 
 
 class Bar:
-    """title ━━━━━━━━ 120/400  loss 1.234  5,400 tok/s  eta 1:20"""
+    """title ━━━━━━━━ 120/400  loss 1.234  5,400 tok/s  0:00:40  eta 0:01:20"""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
@@ -177,10 +177,9 @@ class Bar:
             BarColumn(bar_width=28, complete_style="dark_orange3", finished_style="dark_orange3"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}", markup=True),
-            TextColumn("[dim]eta[/]"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("[dim]of[/]"),
             TimeElapsedColumn(),
+            TextColumn("[dim]eta[/]"),
+            TimeRemainingColumn(),
         )
         self.title, self.console = title, Console(stderr=True)
         self._rich = Rich(*columns, console=self.console, refresh_per_second=4)
