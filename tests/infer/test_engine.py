@@ -116,6 +116,17 @@ def test_logprobs_equal_those_a_trainer_recomputes(model: Llama, temperature: fl
         assert completion.logprobs == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_stop_token_cuts_the_completion_and_does_nothing_else(exact: Llama) -> None:
+    prompts, _ = requests(32)
+    params = [SamplingParams(max_tokens=12, seed=i) for i in range(32)]
+    free = [c.tokens for c in Engine(exact, stop_id=-1, pad_id=PAD)(prompts, params)]
+    for stop in sorted({tokens[2] for tokens in free})[:6]:
+        got = Engine(exact, stop_id=stop, pad_id=PAD)(prompts, params)
+        cut = [tokens[: tokens.index(stop) + 1] if stop in tokens else tokens for tokens in free]
+        assert [c.tokens for c in got] == cut
+        assert [c.finish_reason == "stop" for c in got] == [stop in tokens for tokens in free]
+
+
 def test_a_stream_gives_the_tokens_of_the_batch(exact: Llama) -> None:
     prompts, params = requests(12)
     engine = Engine(exact, stop_id=STOP, pad_id=PAD)

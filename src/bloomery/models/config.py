@@ -11,6 +11,7 @@ from bloomery.errors import ArtifactError, UsageError, nearest
 # Keys of a config.json that do not change what the model computes when it is run.
 HARMLESS = frozenset(
     {
+        "_attn_implementation_autoset",
         "_name_or_path",
         "architectures",
         "bloomery_score_shift",
@@ -18,6 +19,7 @@ HARMLESS = frozenset(
         "dtype",
         "finetuning_task",
         "id2label",
+        "is_llama_config",
         "label2id",
         "model_type",
         "num_labels",
@@ -41,6 +43,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "rope_scaling": (None,),
     "partial_rotary_factor": (1, 1.0, None),
     "quantization_config": (None,),
+    "rope_interleaved": (False,),
     "sliding_window": (None,),
     "is_decoder": (True, False),
     "is_encoder_decoder": (False,),

@@ -39,6 +39,21 @@ def segment_mask(segments: Tensor) -> Tensor:
     return ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
 
 
+def fork(segments: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask [B, 1, T, T] and positions [B, T] of rows that hold a prompt and several answers to it.
+
+    The first `prefix` [B] tokens of a row are the prompt; each segment after it sees the prompt and itself,
+    and its positions go on where the prompt ended, so that every answer reads as if it stood alone.
+
+    >>> fork(torch.tensor([[1, 1, 2, 2, 3, 0]]), torch.tensor([2]))[1].tolist()
+    [[0, 1, 2, 3, 2, 0]]
+    """
+    index = torch.arange(segments.shape[1], device=segments.device)
+    prompt, answers = index < prefix[:, None], (index >= prefix[:, None]) & (segments > 0)
+    mask = segment_mask(segments) | (answers[:, :, None] & prompt[:, None, :])[:, None]
+    return mask, segment_positions(segments) + torch.where(answers, prefix[:, None], 0)
+
+
 class Trunk(nn.Module):
     """Embeddings, blocks and the final norm: tokens [B, T] -> hidden [B, T, D]."""
 
@@ -60,19 +75,21 @@ class Trunk(nn.Module):
         tokens: Tensor,
         *,
         segments: Tensor | None = None,
+        prefix: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] after the final norm, each aligned with its token.
 
         `segments` [B, T] packs several documents into a row (numbered from 1; 0 is padding): no token
-        attends across them and positions restart. Without it attention is causal, so right padding never
+        attends across them and positions restart; with `prefix` [B] the first tokens of a row are a prompt
+        that all its segments share (see `fork`). Without segments attention is causal, so right padding never
         reaches a real token. With `cache` the tokens continue each row of the cache, which then holds them.
         `positions` [B, T] overrides the rotary positions.
         Raises `UsageError` when a row is longer than the context, or for `segments` with a `cache`.
         """
         x = self.embed_tokens(tokens)
-        reading = self._reading(tokens, segments, cache, positions, x.dtype)
+        reading = self._reading(tokens, segments, prefix, cache, positions, x.dtype)
         for layer in self.layers:
             x = layer(x, reading)
         if cache is not None:
@@ -84,6 +101,7 @@ class Trunk(nn.Module):
         self,
         tokens: Tensor,
         segments: Tensor | None,
+        prefix: Tensor | None,
         cache: KVCache | None,
         positions: Tensor | None,
         dtype: torch.dtype,
@@ -104,6 +122,8 @@ class Trunk(nn.Module):
             if held:
                 seen = torch.arange(cache.longest + length, device=tokens.device)
                 mask = (seen <= places[:, :, None])[:, None]
+        elif segments is not None and prefix is not None:
+            mask, places = fork(segments, prefix)
         elif segments is not None:
             mask, places = segment_mask(segments), segment_positions(segments)
         if mask is None and by_products(length, length, tokens.device):
@@ -182,11 +202,12 @@ class ScalarModel(nn.Module):
         tokens: Tensor,
         *,
         segments: Tensor | None = None,
+        prefix: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Scores [B, T], one at every token, given what came up to and including it."""
-        hidden = self.model(tokens, segments=segments, cache=cache, positions=positions)
+        hidden = self.model(tokens, segments=segments, prefix=prefix, cache=cache, positions=positions)
         return self.scores(hidden)
 
     def scores(self, hidden: Tensor) -> Tensor:
