@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -24,7 +23,7 @@ from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
 from bloomery.objectives.reward import kwise_loss, pair_accuracy
 from bloomery.recipe import InputPath, Section
-from bloomery.rewards.model import score_sequences
+from bloomery.rewards.model import score_sequences, score_slates
 from bloomery.seeds import derive
 from bloomery.stages.common import Compute, Optimiser, is_held_out
 from bloomery.text.chat import Chat
@@ -187,7 +186,7 @@ def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> tuple[T
     Returns:
         scores, ranks and mask, each `[G, K]` for G rankings (a slate has as many as it has annotators).
     """
-    scores = score_sequences(model, [q for s in slates for q in s.sequences], pad_id)
+    scores = score_slates(model, [s.sequences for s in slates], pad_id)
     widest = max(len(s.sequences) for s in slates)
     index, ranks, start = list[list[int]](), list[list[int]](), 0
     for s in slates:
@@ -202,7 +201,7 @@ def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> tuple[T
 
 @torch.no_grad()
 def score(model: ScalarModel, sequences: Sequence[Sequence[int]], pad_id: int) -> list[float]:
-    found: list[float] = score_sequences(model, sequences, pad_id).tolist()
+    found: list[float] = score_slates(model, [sequences], pad_id).tolist()
     return found
 
 
@@ -215,9 +214,10 @@ def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int) 
 
 def shift_to_zero(model: ScalarModel, demonstrations: Path, chat: Chat) -> None:
     """Shift the output so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4)."""
-    sequences = [tuple(chat.render(c.messages).tokens) for c in read_conversations(demonstrations)]
+    sequences = [chat.render(c.messages).tokens for c in read_conversations(demonstrations)]
     fit = [q for q in sequences if len(q) <= model.config.max_position_embeddings]
-    model.shift -= float(np.mean(score(model, fit, chat.tokenizer.pad_id)))
+    with torch.no_grad():
+        model.shift -= score_sequences(model, fit, chat.tokenizer.pad_id).mean()
 
 
 def read_gold(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
