@@ -58,8 +58,9 @@ def ranking(
 def crowd(seed: int, kinds: Mapping[str, str], num_prompts: int, overlap: int, k: int = 4) -> list[Ranking]:
     """Rankings by annotators of known habits. Truth and lengths are independent, answers shown shuffled.
 
-    Kinds: careful, random (does not read), left (keeps the order of the screen), flipped (worst first),
-    long (likes length), hurried, generous, flat (one rating for all).
+    Kinds: careful, careless (does not read two prompts in five), random (never reads), left (keeps the
+    order of the screen), flipped (worst first), long (likes length), hurried, generous, flat (one rating
+    for all).
     """
     rng = np.random.default_rng(seed)
     found = []
@@ -69,8 +70,10 @@ def crowd(seed: int, kinds: Mapping[str, str], num_prompts: int, overlap: int, k
         for name in rng.choice(sorted(kinds), size=overlap, replace=False):
             kind, shown = kinds[name], rng.permutation(k)
             seen = truth + 0.6 * rng.normal(size=k)
+            unread = rng.normal(size=k)
             seen = {
-                "random": rng.normal(size=k),
+                "random": unread,
+                "careless": unread if rng.random() < 0.4 else seen,
                 "left": -np.argsort(shown).astype(float),
                 "flipped": -seen,
                 "long": seen + np.log2(sizes),

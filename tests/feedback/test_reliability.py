@@ -11,7 +11,7 @@ from bloomery.feedback.rows import content_key
 from bloomery.types import Ranking, Rating
 
 CAREFUL = {f"careful-{n}": "careful" for n in range(6)}
-HABITS = ("random", "left", "flipped", "long", "hurried", "generous", "flat")
+HABITS = ("careless", "random", "left", "flipped", "long", "hurried", "generous", "flat")
 
 
 def by_name(reports: list[Report]) -> dict[str, Report]:
@@ -21,12 +21,13 @@ def by_name(reports: list[Report]) -> dict[str, Report]:
 @pytest.fixture(scope="module")
 def reports() -> dict[str, Report]:
     kinds = CAREFUL | {kind: kind for kind in HABITS}
-    return by_name(report(crowd(0, kinds, num_prompts=320, overlap=4)))
+    return by_name(report(crowd(0, kinds, num_prompts=400, overlap=4)))
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
+        ("careless", "agrees with the other annotators on"),
         ("random", "agrees with the other annotators on"),
         ("left", "prefers the answer shown first"),
         ("flipped", "is the scale reversed?"),

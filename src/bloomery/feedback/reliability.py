@@ -28,6 +28,7 @@ from bloomery.types import AnnotatorKind, Ranking, Rating
 MIN_PAIRS = 50
 MIN_RANKINGS = 10
 RIDGE = 0.1
+USUAL = 0.9
 HABIT_Z = 4.0
 HABIT_SIZE = 0.1
 MAX_TIES = 0.8
@@ -203,14 +204,14 @@ def _flags(one: Report, everybody: Sequence[Report]) -> list[str]:
 
 
 def _disagrees(what: str, own: Interval | None, theirs: list[float]) -> list[str]:
-    """Surely below chance, or surely less than half as far above chance as the median annotator."""
+    """Surely below chance, or surely a tenth less above chance than the median annotator."""
     if own is None or own.num < MIN_PAIRS:
         return []
     said = f"agrees with {what} on {own.value:.0%} of {own.num} comparisons"
     if own.high < 0.5:
         return [f"{said}, less than chance: is the scale reversed?"]
     middle = _median(theirs)
-    if middle is not None and own.high < (0.5 + middle) / 2:
+    if middle is not None and own.high < 0.5 + USUAL * (middle - 0.5):
         return [f"{said}; the median annotator on {middle:.0%}"]
     return []
 
