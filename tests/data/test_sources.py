@@ -84,6 +84,11 @@ CASES: list[tuple[str, dict[str, Any], object]] = [
         {"chosen": [USER, YES, USER, YES], "rejected": [USER, YES, USER, NO]},
         (["u:Hi", "a:Yes", "u:Hi"], [["a:Yes"], ["a:No"]], [1, 2]),
     ),
+    (
+        "preference",  # one conversation goes on longer: the answer that both give is not the prompt
+        {"chosen": [USER, YES], "rejected": [USER, YES, USER, NO]},
+        (["u:Hi"], [["a:Yes"], ["a:Yes", "u:Hi", "a:No"]], [1, 2]),
+    ),
     ("alpaca", {"instruction": "Add.", "input": "1 2", "output": "3"}, ["u:Add.\n\n1 2", "a:3"]),
     ("alpaca", {"instruction": "Hi", "input": "", "output": "Yes"}, ["u:Hi", "a:Yes"]),
     (

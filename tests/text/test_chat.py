@@ -124,6 +124,26 @@ def test_another_template_gives_an_exact_mask_too(tokenizer: Tokenizer) -> None:
     assert chat.hash != Chat(tokenizer).hash
 
 
+def test_another_template_gives_the_ids_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Line ends after blocks and spaces before them vanish, as Hugging Face sets Jinja up."""
+    template = CHATML.replace("{% for m in messages %}", "  {% for m in messages %}\n").replace(
+        "{% endfor %}", "  {% endfor %}\n"
+    )
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    chat, hf = Chat(Tokenizer.load(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    assert chat.template == template
+    turns = [user("hi you"), assistant("yo 12"), user("the end")]
+    plain = [turn.model_dump(include={"role", "content"}) for turn in turns]
+    ids = hf.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+    assert chat.render(turns, generation_prompt=True).tokens == ids
+
+
+def test_the_first_token_is_never_trained(tokenizer: Tokenizer) -> None:
+    chat = Chat(tokenizer, "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+    assert chat.render([assistant("a")]).mask == [False, True]
+
+
 def test_a_template_that_trims_is_followed(tokenizer: Tokenizer) -> None:
     chat = Chat(tokenizer, CHATML.replace("m.content", "m.content | trim"))
     got = chat.render([user("  hi\n"), assistant("yo ")])
@@ -182,10 +202,10 @@ def test_a_demonstration_that_trains_nothing_is_refused(chat: Chat) -> None:
 
 def test_thousands_of_conversations_a_second(chat: Chat) -> None:
     turns = [user("Where does the man with the cat live?"), assistant("He lives in the rain.")]
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         chat.render(turns)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_show_marks_what_is_trained(chat: Chat, tokenizer: Tokenizer) -> None:

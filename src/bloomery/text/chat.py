@@ -8,19 +8,13 @@ from the places of the placeholders, so it is exact by construction.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import NamedTuple
 
 from bloomery.errors import DataError, UsageError
+from bloomery.text.sandbox import compile_template
 from bloomery.text.tokenizer import Tokenizer, default_template
 from bloomery.types import Message
 
@@ -65,7 +59,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.template = source
         self.hash = hashlib.sha256(source.encode()).hexdigest()
-        self._compiled = _compile(source)
+        self._execute = compile_template(source)
         self._blind = source == default_template()  # ours never looks at contents; others are checked
         self._skeletons: dict[tuple[tuple[str, ...], bool], list[int | list[int]]] = {}
         self._texts: dict[tuple[tuple[str, ...], bool], list[int | str]] = {}
@@ -95,7 +89,6 @@ class Chat:
             else:
                 ids = piece
                 mask += [ends_turn] + [False] * (len(ids) - 1)
-                ends_turn = False
             tokens += ids
         mask[0] = False
         return Rendered(tokens, mask, tuple(spans))
@@ -144,7 +137,7 @@ class Chat:
     def _run(self, roles: Sequence[str], contents: Sequence[str], generation_prompt: bool) -> str:
         names = self.tokenizer.names
         try:
-            return self._compiled.render(
+            return self._execute(
                 messages=[{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)],
                 add_generation_prompt=generation_prompt,
                 bos_token=names["doc"],
@@ -179,36 +172,3 @@ def require_trained(rendered: Rendered, where: object = None) -> Rendered:
             expected="at least one assistant turn whose weight is not 0",
         )
     return rendered
-
-
-class _Generation(Extension):
-    """Lets `{% generation %}` of Hugging Face templates through; our mask comes from spans instead."""
-
-    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise
-    environment.filters["tojson"] = _to_json
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        line = getattr(error, "lineno", None)
-        raise UsageError(
-            "the chat template is not Jinja", where=f"chat template:{line}" if line else None, got=error
-        ) from None
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -212,6 +212,8 @@ class Tokenizer:
 
 def _encode(backend: Backend, texts: Sequence[str]) -> list[list[int]]:
     try:
+        if len(texts) < 16:  # threads cost more than they bring
+            return [backend.encode(text, add_special_tokens=False).ids for text in texts]
         return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     except (UnicodeEncodeError, TypeError):
         bad = next(
