@@ -87,6 +87,7 @@ def world_plan(j: _Journey, out: Path) -> Plan:
             seed=seed,
             model=sft,
             start=reward,
+            corpus=corpus,
             rankings=[label / "rankings.jsonl" for label in labels],
             gold=[label / "gold.jsonl" for label in labels],
             demonstrations=shown,
@@ -126,7 +127,15 @@ def files_plan(j: _Journey, out: Path) -> Plan:
     if not j.rounds:
         add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
         return steps.plan(0)
-    reward = add("reward-1", "reward", j.first.reward, model=sft, rankings=rankings, demonstrations=shown[0])
+    reward = add(
+        "reward-1",
+        "reward",
+        j.first.reward,
+        model=sft,
+        rankings=rankings,
+        demonstrations=shown[0],
+        corpus=corpus,
+    )
     measured["reward"] = reward
     add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
     rl = add(

@@ -72,6 +72,21 @@ class Compute(Section):
         return precision.setup(self.precision, self.threads), precision.device()
 
 
+class Replay(Section):
+    """Pretraining text that a later stage goes on reading, so that it does not unlearn what is in it."""
+
+    coef: float = Field(1.0, ge=0)
+    """Weight of the mean loss per pretraining token; 0, or no corpus, leaves it out."""
+    batch: int = Field(2, ge=1)
+    """Rows of text in a step."""
+    length: int = Field(256, ge=2)
+    """Tokens of a row."""
+
+    def loss(self, model: Llama, corpus: Corpus, seed: int, step: int) -> Tensor:
+        """The mean loss of a step's text, not yet weighted."""
+        return text_loss(model, corpus, rows=self.batch, length=self.length, seed=seed, step=step)
+
+
 def is_held_out(name: str, share: float) -> bool:
     """Decided by the name alone, so what is held out stays so when data is added or reordered."""
     return derive(0, "held out", name) % 10_000 < share * 10_000

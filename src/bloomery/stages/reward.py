@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bloomery.data.loader import batch_indices
+from bloomery.data.shards import Corpus
 from bloomery.data.sources import read_conversations, read_rankings
 from bloomery.evals.reward import Scored, length_preference, report_card
 from bloomery.models import hub
@@ -25,7 +26,7 @@ from bloomery.objectives.reward import kwise_loss, pair_accuracy
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.model import score_sequences, score_slates
 from bloomery.seeds import derive
-from bloomery.stages.common import Compute, Optimiser, is_held_out
+from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -42,6 +43,10 @@ class RewardRecipe(Section):
     """Canonical rankings or preference pairs; all rounds so far."""
     demonstrations: InputPath | None = None
     """Conversations whose mean score becomes 0."""
+    corpus: InputPath | None = None
+    """Pretraining text to go on reading: what the trunk knows is what lets the score tell true from false
+    on facts nobody ranked (text-generation regularisation, Yang et al. 2024, arXiv 2406.10216)."""
+    replay: Replay = Replay()
     start: InputPath | None = None
     """Continue from this reward model (the last round's) instead of the SFT model."""
     gold: tuple[InputPath, ...] = ()
@@ -79,11 +84,14 @@ def run(recipe: RewardRecipe, out: Path) -> None:
     autocast, device = recipe.compute.setup()
     with Run(out, stage="reward", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
+        reader = hub.load(recipe.model)
         if recipe.start is not None:
-            model = hub.load(recipe.start, "scalar")
+            model = hub.load(recipe.start, "scalar").to(device)
         else:
-            model = ScalarModel.from_causal(hub.load(recipe.model), seed=recipe.seed)
-        model = model.to(device)
+            model = ScalarModel.from_causal(reader, seed=recipe.seed).to(device)
+        # The language model that replays text reads with the trunk that is being trained.
+        reader.to(device).model = model.model
+        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
         rankings = [r for path in recipe.rankings for r in read_rankings(path)]
         slates = make_slates(rankings, chat, recipe.use_corrections)
         fit = [s for s in slates if len(max(s.sequences, key=len)) <= model.config.max_position_embeddings]
@@ -101,16 +109,20 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             ]
             with autocast():
                 scores, ranks, mask = forward(model, chosen, chat.tokenizer.pad_id)
+                replay = recipe.replay.loss(reader, corpus, recipe.seed, step) if corpus else None
             losses, given = kwise_loss(scores, ranks, mask), scores[mask]
-            loss = losses.sum() / len(losses) + recipe.center * given.square().mean()
-            loss.backward()
+            loss = losses.sum() / len(losses)
+            objective = loss + recipe.center * given.square().mean()
+            if replay is not None:
+                objective = objective + recipe.replay.coef * replay
+            objective.backward()
             given = given.detach()
             norm = update.apply(
                 optimizer,
                 model.parameters(),
                 recipe.optimiser.max_norm,
                 guard=run.guard,
-                loss=loss,
+                loss=objective,
                 batch=[s.id for s in chosen],
             )
             right, pairs = pair_accuracy(scores.detach(), ranks, mask)
@@ -124,6 +136,8 @@ def run(recipe: RewardRecipe, out: Path) -> None:
                 "grad_norm": norm,
                 "epoch": (step + 1) * recipe.batch / len(training),
             }
+            if replay is not None:
+                metrics["loss/replay"] = replay.item()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
                 metrics["eval_accuracy"] = held_out_accuracy(model, held_out, chat.tokenizer.pad_id)
             run.log(step, metrics)

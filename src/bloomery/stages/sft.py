@@ -17,7 +17,7 @@ from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs, masked_mean
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Compute, Optimiser, is_held_out, text_loss
+from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out
 from bloomery.text.chat import Chat, Rendered, require_trained
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -32,18 +32,14 @@ class Sft(Section):
     seed: int = 0
     corpus: InputPath | None = None
     """Pretraining text to go on reading, so that learning to answer does not unlearn the facts."""
-    replay_coef: float = Field(1.0, ge=0)
-    """Weight of the mean loss per pretraining token; 0, or no corpus, leaves it out."""
-    replay_batch: int = Field(4, ge=1)
-    """Rows of pretraining text in a step."""
-    replay_length: int = Field(256, ge=2)
-    epochs: float = Field(3.0, gt=0)
-    batch: int = Field(32, ge=1)
+    replay: Replay = Replay()
+    epochs: float = Field(5.0, gt=0)
+    batch: int = Field(16, ge=1)
     """Conversations of a step."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the conversations kept for `eval_loss`."""
     evaluate_every: int = Field(50, ge=1)
-    optimiser: Optimiser = Optimiser(learning_rate=5e-4, weight_decay=0.0)
+    optimiser: Optimiser = Optimiser(learning_rate=1e-3, weight_decay=0.0)
     compute: Compute = Compute()
 
 
@@ -61,7 +57,7 @@ def run(recipe: Sft, out: Path) -> None:
         held_out = [e for name, e in fit.items() if is_held_out(name, recipe.held_out)]
         training = {name: e for name, e in fit.items() if not is_held_out(name, recipe.held_out)}
         ids, examples = list(training), list(training.values())
-        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay_coef > 0 else None
+        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
         optimizer = recipe.optimiser.adamw(model)
         run.track(model=model, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(examples) / recipe.batch))
@@ -75,15 +71,8 @@ def run(recipe: Sft, out: Path) -> None:
                 loss = aggregate(nll(logprobs), batch.mask, counted)
                 objective = loss
                 if corpus is not None:
-                    replay = text_loss(
-                        model,
-                        corpus,
-                        rows=recipe.replay_batch,
-                        length=recipe.replay_length,
-                        seed=recipe.seed,
-                        step=step,
-                    )
-                    objective = loss + recipe.replay_coef * replay
+                    replay = recipe.replay.loss(model, corpus, recipe.seed, step)
+                    objective = loss + recipe.replay.coef * replay
             objective.backward()
             norm = update.apply(
                 optimizer,
