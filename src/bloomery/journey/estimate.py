@@ -142,7 +142,16 @@ def _sft(recipe: Any, known: Known) -> Estimate:
         known.conversations = (rows, num_bytes / rows / BYTES_PER_TOKEN)
     number, length = known.conversations
     seconds = known.seconds("train", recipe.epochs * number * length, length, passes=3)
+    seconds += _replayed(recipe, known, recipe.epochs * number / recipe.batch)
     return known.training(recipe.batch * length, seconds)
+
+
+def _replayed(recipe: Any, known: Known, steps: float) -> float:
+    """Seconds for the pretraining text that a stage goes on reading."""
+    if recipe.corpus is None or recipe.replay.coef == 0:
+        return 0.0
+    tokens = steps * recipe.replay.batch * recipe.replay.length
+    return known.seconds("train", tokens, recipe.replay.length, passes=3)
 
 
 def _label(recipe: Any, known: Known) -> Estimate:
@@ -160,7 +169,9 @@ def _reward(recipe: Any, known: Known) -> Estimate:
     if rows:
         slates, answers, length = rows, 2.0, num_bytes / rows / 2 / BYTES_PER_TOKEN
     tokens = recipe.epochs * slates * answers * length
-    return known.training(recipe.batch * answers * length, known.seconds("train", tokens, length, passes=3))
+    seconds = known.seconds("train", tokens, length, passes=3)
+    seconds += _replayed(recipe, known, recipe.epochs * slates / recipe.batch)
+    return known.training(recipe.batch * answers * length, seconds)
 
 
 def _ppo(recipe: Any, known: Known) -> Estimate:
