@@ -12,9 +12,11 @@ JOBS   ?= 2
 ARGS   ?=
 
 BIN  := $(VENV)/bin
-# A slow or broken connection is tried again: pip retries each file, the loop retries pip.
-PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 10 --timeout 60 \
-        --log $(VENV)/install.log -c constraints.txt
+# Bars on a terminal, silence in a pipe. A slow or broken connection is tried again: pip retries each file,
+# the loop retries pip.
+QUIET := $(shell test -t 2 && echo --quiet || echo --quiet --quiet --progress-bar off)
+PIP   := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --retries 10 --timeout 60 \
+         --log $(VENV)/install.log -c constraints.txt
 AGAIN = for try in 1 2 3; do $(1) && exit 0; echo "==> try $$try failed"; sleep $$((try * 5)); done; \
         echo "==> the installation failed three times; see $(VENV)/install.log" >&2; exit 1
 

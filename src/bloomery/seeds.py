@@ -8,7 +8,7 @@ import numpy as np
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the stream `names` of a run seeded with `seed`; stable across machines and versions."""
+    """A 63-bit seed for the stream `names` of a run seeded with `seed`; the same on every machine."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
