@@ -1,0 +1,37 @@
+"""A tokenizer of a few words, its chat template, and one directory for each tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+from bloomery.models import hub
+from bloomery.text.chat import Chat
+from bloomery.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat() -> Chat:
+    return Chat(tiny.tokenizer())
+
+
+@pytest.fixture(scope="session")
+def tokenizer(chat: Chat) -> Tokenizer:
+    return chat.tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_dir(tokenizer_dir: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model to start from. Nobody writes into it."""
+    path = tmp_path_factory.mktemp("model") / "model"
+    hub.save(tiny.language_model(tokenizer.vocab_size, 0), path, tokenizer_dir=tokenizer_dir)
+    return path
