@@ -11,11 +11,16 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from bloomery.errors import UsageError
+from bloomery.journey.settings import Journey
+from bloomery.recipe import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -103,7 +108,15 @@ def problem(line: str) -> str | None:
         command, rest = command.commands[rest[0]], rest[1:]
     options = {option for one in command.params for option in one.opts} | {"--help", "--debug"}
     wrong = [word for word in rest if word.startswith("--") and word.split("=")[0] not in options]
-    return f"no option {wrong}" if wrong else None
+    if wrong:
+        return f"no option {wrong}"
+    if command.name == "run":
+        settings = [value for option, value in pairwise(rest) if option == "--set"]
+        try:
+            load(Journey, overrides=settings)
+        except UsageError as error:
+            return str(error)
+    return None
 
 
 @pytest.mark.parametrize(
@@ -125,6 +138,7 @@ def test_transcripts_name_real_commands(block: Block) -> None:
         "bloomery run --dry",
         "bloomery data melt x",
         "make gold",
+        "bloomery run --set sed=1",
         "curl example.org",
         "bloomery",
     ],
