@@ -225,3 +225,14 @@ def test_files_that_are_not_enough(tmp_path: Path, override: str, complaint: str
 
 def test_without_rounds_no_rankings_are_needed(tmp_path: Path) -> None:
     assert files(tmp_path, "rounds=0", "data.rankings=[]").steps[-1].name == "evaluate-sft"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_every_named_recipe_is_a_journey_of_few_lines(path: Path) -> None:
+    assert make_plan(load(Journey, path), OUT).steps
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert len(lines) <= 41
+    assert lines[0].startswith("# ")
+    assert any(line.startswith("# bloomery run recipes/") for line in lines)
