@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bloomery.types import Rollout
 
@@ -39,11 +40,26 @@ class RolloutBatch:
             old_logprobs[i, start:end] = torch.tensor(r.completion.logprobs)
         return RolloutBatch(tokens.to(device), mask.to(device), old_logprobs.to(device))
 
-    def width_of(self, rows: Tensor) -> int:
-        """Columns that hold something in these rows: a minibatch is trimmed to it."""
-        used = self.mask[rows].any(0).nonzero()
-        return int(used.max()) + 1 if len(used) else self.tokens.shape[1]
 
+def in_pieces(
+    read: Callable[[Tensor, Tensor], tuple[Tensor, ...]], tokens: Tensor, mask: Tensor, budget: int = 1024
+) -> tuple[Tensor, ...]:
+    """`read(tokens, mask)` row by row alike, without paying for the padding of a few long rows.
 
-def trim(tensor: Tensor, rows: Tensor, width: int) -> Tensor:
-    return tensor[rows, :width]
+    Rows go through `read` sorted by length, in pieces of about `budget` positions cut to their own width;
+    its results, each `[B, T]`, come back in the order and width given, 0.0 where a piece did not reach.
+    """
+    used = torch.where(mask.any(1), mask.shape[1] - mask.flip(1).int().argmax(1), 1)
+    order = used.argsort(stable=True)
+    found: list[tuple[Tensor, ...]] = []
+    lengths, start = used[order].tolist(), 0
+    while start < len(lengths):
+        end = start + 1
+        while end < len(lengths) and (end + 1 - start) * lengths[end] <= budget:
+            end += 1
+        rows, width = order[start:end], lengths[end - 1]
+        gap = (0, mask.shape[1] - width)
+        found.append(tuple(pad(x, gap) for x in read(tokens[rows, :width], mask[rows, :width])))
+        start = end
+    back = order.argsort()
+    return tuple(torch.cat(part)[back] for part in zip(*found, strict=True))

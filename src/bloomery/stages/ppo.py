@@ -4,6 +4,7 @@ if wanted, the pretraining objective in the same backward pass (PPO-ptx, Ouyang 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bloomery.objectives import advantage, policy, value
 from bloomery.objectives.token import aggregate, before, counted_logprobs, masked_mean
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.model import RewardModel
-from bloomery.rollout.batch import RolloutBatch
+from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
 from bloomery.stages.common import Compute, Optimiser, text_loss
@@ -156,10 +157,10 @@ def look_back(
     """Log-probs, values, rewards and advantages of rollouts under the weights that sampled them."""
     batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id, scores.device)
     tokens, mask = batch.tokens, batch.mask
-    ref = counted_logprobs(reference(tokens), reference.logits, tokens, mask, recipe.temperature)[0]
+    ref = in_pieces(reader(reference, recipe.temperature), tokens, mask)[0]
     log_ratio = policy.log_ratio(batch.old_logprobs, ref, mask)
     rewards = advantage.leashed_rewards(scores, log_ratio, mask, recipe.kl_coef)
-    values = torch.where(mask, before(critic(tokens)), torch.zeros_like(rewards))
+    (values,) = in_pieces(valuer(critic), tokens, mask)
     advantages, returns = advantage.gae(rewards, values, mask, recipe.gamma, recipe.lam)
     advantages = advantage.whiten(advantages, mask)
     leash = -recipe.kl_coef * log_ratio.sum(1)
@@ -222,10 +223,8 @@ def improve(
                     metrics["grad_norm/ppo"] = norm_of(actor_loss, learner.actor)
                 actor_loss = actor_loss + recipe.ptx_coef * ptx
             (actor_loss + critic_loss).backward()
-            total, what = (
-                actor_loss.item() + critic_loss.item(),
-                f"step {step}, pass {epoch}, minibatch {part}",
-            )
+            total = actor_loss.item() + critic_loss.item()
+            what = f"step {step}, pass {epoch}, minibatch {part}"
             metrics["grad_norm"] = update.apply(
                 learner.optimizer, (), recipe.optimiser.max_norm, guard=learner.guard, loss=total, batch=what
             )
@@ -245,16 +244,13 @@ def ppo_loss(
     recipe: Ppo, experience: Experience, rows: Tensor, learner: Learner
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """The clipped surrogate and the critic's loss on some rows of the experience, per counted token."""
-    width = experience.batch.width_of(rows)
-    tokens, mask = experience.batch.tokens[rows, :width], experience.batch.mask[rows, :width]
-    logprobs, entropy = counted_logprobs(
-        learner.actor(tokens), learner.actor.logits, tokens, mask, recipe.temperature
-    )
-    moved = policy.log_ratio(logprobs, experience.batch.old_logprobs[rows, :width], mask)
-    losses, clipped = policy.ppo_clip(moved, experience.advantages[rows, :width], recipe.clip)
-    values = before(learner.critic(tokens))
+    tokens, mask = experience.batch.tokens[rows], experience.batch.mask[rows]
+    logprobs, entropy = in_pieces(reader(learner.actor, recipe.temperature), tokens, mask)
+    moved = policy.log_ratio(logprobs, experience.batch.old_logprobs[rows], mask)
+    losses, clipped = policy.ppo_clip(moved, experience.advantages[rows], recipe.clip)
+    (values,) = in_pieces(valuer(learner.critic), tokens, mask)
     value_losses, value_clipped = value.clipped_value_loss(
-        values, experience.old_values[rows, :width], experience.returns[rows, :width], recipe.value_clip
+        values, experience.old_values[rows], experience.returns[rows], recipe.value_clip
     )
     counted = mask.sum()
     actor_loss, critic_loss = aggregate(losses, mask, counted), aggregate(value_losses, mask, counted)
@@ -272,6 +268,16 @@ def ppo_loss(
         "drift/max": float(moved.detach()[mask].abs().max()),
     }
     return actor_loss, critic_loss, metrics
+
+
+def reader(model: Llama, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Log-probs and entropies `[B, T]` of the counted tokens under a model."""
+    return lambda tokens, mask: counted_logprobs(model(tokens), model.logits, tokens, mask, temperature)
+
+
+def valuer(critic: ScalarModel) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Values `[B, T]` of the states in which the counted tokens are chosen, 0.0 elsewhere."""
+    return lambda tokens, mask: (torch.where(mask, before(critic(tokens)), 0.0),)
 
 
 def norm_of(loss: Tensor, model: torch.nn.Module) -> float:
