@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from bloomery.infer.engine import Engine
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama
-from bloomery.rollout.batch import RolloutBatch
+from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -59,11 +60,42 @@ def test_the_mask_is_true_exactly_on_the_completions(
         assert (batch.tokens[row, len(one.tokens) :] == pad_id).all()
 
 
-def test_the_width_of_some_rows_is_that_of_their_longest() -> None:
-    lengths = [(2, 3), (4, 4), (1, 2)]  # prompt, completion
-    batch = RolloutBatch.of([rollout([1] * p, [2] * c, [-1.0] * c) for p, c in lengths], pad_id=0)
-    width = {rows: batch.width_of(torch.tensor(rows)) for rows in [(0,), (1,), (2,), (0, 2), (2, 1)]}
-    assert width == {(0,): 5, (1,): 8, (2,): 3, (0, 2): 5, (2, 1): 8}
+LENGTHS = [(2, 3), (4, 4), (1, 2), (5, 1), (1, 6)]  # prompt, completion
+
+
+@pytest.mark.parametrize("budget", [1, 14, 10_000])
+def test_reading_in_pieces_equals_reading_everything(budget: int) -> None:
+    """A causal reader: what it says of a token depends on the tokens up to it."""
+    batch = RolloutBatch.of([rollout([p + 1] * p, [2] * c, [-1.0] * c) for p, c in LENGTHS], pad_id=9)
+    shapes: list[tuple[int, int]] = []
+
+    def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        shapes.append(tuple(tokens.shape))  # type: ignore[arg-type]
+        total = tokens.cumsum(1).double()
+        return torch.where(mask, total, 0.0), torch.where(mask, -total, 0.0)
+
+    (whole, minus), shapes = read(batch.tokens, batch.mask), []
+    got = in_pieces(read, batch.tokens, batch.mask, budget)
+    torch.testing.assert_close(got[0], whole)
+    torch.testing.assert_close(got[1], minus)
+    assert sum(rows for rows, _ in shapes) == len(LENGTHS)
+    assert (
+        shapes
+        == {
+            1: [(1, 3), (1, 5), (1, 6), (1, 7), (1, 8)],
+            14: [(2, 5), (2, 7), (1, 8)],
+            10_000: [(5, 8)],
+        }[budget]
+    )
+
+
+def test_gradients_go_through_the_pieces() -> None:
+    batch = RolloutBatch.of([rollout([1] * p, [2] * c, [-1.0] * c) for p, c in LENGTHS], pad_id=0)
+    scale = torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    (found,) = in_pieces(lambda t, m: (torch.where(m, scale[t], 0.0),), batch.tokens, batch.mask, 14)
+    found.sum().backward()
+    assert scale.grad is not None
+    assert scale.grad.tolist() == [0, 0, sum(c for _, c in LENGTHS)]
 
 
 @pytest.fixture(scope="module")
