@@ -232,7 +232,7 @@ def _frame(
     low, high = min(ys), max(ys)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if as_percent and high <= 1.0 and high > 0.93:
+    if as_percent and (0.93 < high <= 1.0 or low == high == 0.0):
         high = 1.0
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
