@@ -40,6 +40,8 @@ def run(recipe: Clean, out: Path) -> None:
         single, found = dedupe(good, threshold=recipe.threshold, near=recipe.near)
         run.line(f"{found.num_exact:,} are copies and {found.num_near:,} near copies of others")
         known = {d.source for d in single}
+        for source in sorted(recipe.weights.keys() - known):
+            run.line(f"no document has source '{source}': its weight has no effect")
         mixed = mix(single, {s: w for s, w in recipe.weights.items() if s in known}, recipe.seed)
         write(mixed, out / "documents.jsonl", "document")
         stays = {d.id for d in single}

@@ -46,14 +46,14 @@ class RewardRecipe(Section):
     corpus: InputPath | None = None
     """Pretraining text to go on reading: what the trunk knows is what lets the score tell true from false
     on facts nobody ranked (text-generation regularisation, Yang et al. 2024, arXiv 2406.10216)."""
-    replay: Replay = Replay()
+    replay: Replay = Replay(coef=0.0)
     start: InputPath | None = None
     """Continue from this reward model (the last round's) instead of the SFT model."""
     gold: tuple[InputPath, ...] = ()
     """The oracle's verdicts, used for the report card only, never for training."""
     seed: int = 0
-    epochs: float = Field(2.0, gt=0)
-    batch: int = Field(16, ge=1)
+    epochs: float = Field(3.0, gt=0)
+    batch: int = Field(8, ge=1)
     """Slates of a step."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the prompts that is never trained on."""
@@ -62,8 +62,8 @@ class RewardRecipe(Section):
     center: float = Field(0.0, ge=0)
     """Weight of the squared score: keeps scores from drifting."""
     evaluate_every: int = Field(100, ge=1)
-    optimiser: Optimiser = Optimiser(learning_rate=2e-4, weight_decay=0.01)
-    compute: Compute = Compute()
+    optimiser: Optimiser = Optimiser(learning_rate=4e-4, weight_decay=0.01)
+    compute: Compute = Compute(precision="bf16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Sft(Section):
     """Share of the conversations kept for `eval_loss`."""
     evaluate_every: int = Field(50, ge=1)
     optimiser: Optimiser = Optimiser(learning_rate=1e-3, weight_decay=0.0)
-    compute: Compute = Compute()
+    compute: Compute = Compute(precision="bf16")
 
 
 def run(recipe: Sft, out: Path) -> None:

@@ -18,7 +18,7 @@ class WorldRecipe(Section):
     """Make a small world with ground truth: documents, questions with known answers, demonstrations."""
 
     seed: int = 0
-    size: int = Field(160, ge=8)
+    size: int = Field(120, ge=8)
     """People that the documents tell of; everything else in the world scales with it."""
     honest_fraction: float = Field(0.3, ge=0, le=1)
     """Share of the questions nobody can answer that demonstrators answer with "I do not know"."""
