@@ -139,6 +139,12 @@ def test_nothing_to_draw_is_said() -> None:
     assert "missing" in bar_plot([Bar("a", None)])
 
 
+def test_rates_that_are_all_zero_have_a_scale_from_none_to_all() -> None:
+    markup = line_plot([Series("a", [0.0, 1.0], [0.0, 0.0])], x_label="round", as_percent=True)
+    assert ">100%<" in markup
+    assert "−" not in markup
+
+
 def test_legend_only_where_there_is_a_choice() -> None:
     one = line_plot([Series("alone", [0, 1], [0, 1])], x_label="x")
     two = line_plot([Series("a", [0, 1], [0, 1]), Series(NASTY, [0, 1], [1, 0], "s2")], x_label="x")

@@ -112,19 +112,25 @@ def _verdict(rows: Mapping[str, Row], paired: Json) -> tuple[Html, str]:
         (1, 1): "The gain holds for sampled and for greedy answers: both 95 % intervals exclude zero.",
         (1, 0): "The gain holds for sampled answers; for greedy ones the interval includes zero.",
         (1, -1): "Sampled answers gained, greedy ones lost: the policy got sharper rather than better.",
+        (0, 1): "Greedy answers gained; for sampled ones the interval includes zero.",
+        (0, 0): "For sampled and for greedy answers the 95 % interval of the difference includes zero.",
+        (0, -1): "Greedy answers got worse; for sampled ones the interval includes zero.",
+        (-1, 1): "Sampled answers got worse although greedy ones gained.",
+        (-1, 0): "Sampled answers got worse; for greedy ones the interval includes zero.",
         (-1, -1): "Sampled and greedy answers both got worse: the reward model was probably over-optimised.",
-    }.get(
-        (sides[0], sides[1]), "The interval of the paired difference says how much of this could be chance."
-    )
-    return join(
-        title, "."
-    ), f"SFT against RL on {sampled['n']:,} held-out questions with known answers. {agree}"
+    }[sides[0], sides[1]]
+    lede = f"SFT against RL on {sampled['n']:,} held-out questions with known answers. {agree}"
+    return join(title, "."), lede
 
 
 def _made_up(rows: Mapping[str, Row], side: int, gain: int) -> str:
     before, after = (percent(rows[name].get("fabrication_rate")[0]) for name in ("sft", "rl"))
     if side == 0:
-        return ", and made-up answers did not clearly change"
+        return (
+            ", nor did made-up answers clearly change"
+            if gain == 0
+            else "; made-up answers did not clearly change"
+        )
     word = "cut" if side < 0 else "raised"
     joint = "and" if (side < 0) == (gain > 0) else "but"
     return f", {joint} {word} made-up answers from {before} to {after}"
