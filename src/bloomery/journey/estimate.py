@@ -19,15 +19,13 @@ from bloomery.data.rows import read_lines
 from bloomery.journey.steps import Plan
 from bloomery.models.config import LlamaConfig
 
-SHARE = {"train": 0.40, "generate": 0.05, "score": 0.30}
+SHARE = {"train": 0.40, "generate": 0.12, "score": 0.50}
 """Part of the speed of a large matrix product that each kind of loop reaches."""
 BYTES_PER_TOKEN = 3.5
 TOKENS_PER_CONVERSATION = 32
 TOKENS_PER_ANSWER = 12
-PER_PERSON = {"demonstrations": 25, "questions": 12}
-"""How many the embedded world makes for each documented person."""
-WORLD_BYTES = 9e6
-"""Text of the embedded world, whatever its size."""
+PER_PERSON = {"bytes": 55_000, "demonstrations": 25, "questions": 10}
+"""What the embedded world makes for each documented person: text, and held-out questions."""
 PROCESS = 600e6
 """Bytes of Python with torch, before any model."""
 
@@ -48,7 +46,7 @@ class Known:
 
     speed: float
     people: int = 0
-    text_bytes: float = WORLD_BYTES
+    text_bytes: float = 0.0
     vocab: int = 2048
     model: LlamaConfig | None = None
     conversations: tuple[int, float] = (0, TOKENS_PER_CONVERSATION)
@@ -78,7 +76,7 @@ class Known:
         return Estimate(self.parameters, memory, seconds, 4 * self.parameters + models * 24 * self.parameters)
 
 
-def matmul_speed(dtype: torch.dtype = torch.float32, size: int = 768, seconds: float = 0.25) -> float:
+def matmul_speed(dtype: torch.dtype = torch.float32, size: int = 512, seconds: float = 0.5) -> float:
     """Floating-point operations a second of a square matrix product as stages run it: the best of several."""
     torch.set_float32_matmul_precision("medium")
     a, b = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
@@ -97,9 +95,9 @@ def estimate(plan: Plan, speed: float) -> list[Estimate]:
 
 
 def _world(recipe: Any, known: Known) -> Estimate:
-    known.people = recipe.size
+    known.people, known.text_bytes = recipe.size, PER_PERSON["bytes"] * recipe.size
     known.conversations = (PER_PERSON["demonstrations"] * recipe.size, TOKENS_PER_CONVERSATION)
-    return Estimate(0, PROCESS, 15 + recipe.size / 40, 2 * known.text_bytes)
+    return Estimate(0, PROCESS, 1 + recipe.size / 50, 1.6 * known.text_bytes)
 
 
 def _clean(recipe: Any, known: Known) -> Estimate:
@@ -110,11 +108,11 @@ def _clean(recipe: Any, known: Known) -> Estimate:
 
 def _tokenizer(recipe: Any, known: Known) -> Estimate:
     known.vocab = recipe.vocab_size
-    return _pass_over(known, bytes_per_second=2e6, disk=50 * recipe.vocab_size)
+    return _pass_over(known, bytes_per_second=3e6, disk=50 * recipe.vocab_size)
 
 
 def _encode(recipe: Any, known: Known) -> Estimate:
-    return _pass_over(known, bytes_per_second=3e6, disk=2 * known.text_bytes / BYTES_PER_TOKEN)
+    return _pass_over(known, bytes_per_second=5e6, disk=2 * known.text_bytes / BYTES_PER_TOKEN)
 
 
 def _pass_over(known: Known, bytes_per_second: float, disk: float) -> Estimate:
@@ -194,7 +192,7 @@ def _evaluate(recipe: Any, known: Known) -> Estimate:
     asked = min(asked, recipe.limit or asked)
     answered = known.seconds("generate", 2 * asked * TOKENS_PER_ANSWER, TOKENS_PER_CONVERSATION)
     scored = known.seconds("score", 4 * asked * TOKENS_PER_CONVERSATION, TOKENS_PER_CONVERSATION)
-    return Estimate(0, PROCESS + 12 * known.parameters + 3e8, 2 + answered + scored, 1000 * asked)
+    return Estimate(0, PROCESS + 12 * known.parameters + 3e8, 5 + answered + scored, 1000 * asked)
 
 
 ESTIMATORS: dict[str, Callable[[Any, Known], Estimate]] = {

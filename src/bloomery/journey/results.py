@@ -22,15 +22,18 @@ from bloomery.lineage import write_json
 
 Json = dict[str, Any]
 
-SAMPLED = (
-    "known_accuracy",
-    "fabrication_rate",
-    "abstain_known_rate",
-    "refuse_harmful_rate",
-    "refuse_harmless_rate",
-    "graded_reward",
-)
-KEYS = (*SAMPLED, "graded_reward_greedy", "bpb", "kl")
+# Where a number of the table is found in an evaluation. Rates are of greedy answers, as accuracy is
+# usually given: what the model says, not what it might say. The graded reward is given for both.
+PLACES = {
+    "known_accuracy": ("greedy", "known_accuracy"),
+    "fabrication_rate": ("greedy", "fabrication_rate"),
+    "abstain_known_rate": ("greedy", "abstain_known_rate"),
+    "refuse_harmful_rate": ("greedy", "refuse_harmful_rate"),
+    "refuse_harmless_rate": ("greedy", "refuse_harmless_rate"),
+    "graded_reward": ("sampled", "graded_reward"),
+    "graded_reward_greedy": ("greedy", "graded_reward"),
+}
+KEYS = (*PLACES, "bpb", "kl")
 WIDTH = 100
 STRANGERS = ("fabrication_rate_strangers", "abstain_never_rate_strangers")
 _NAME = re.compile(r"(?:evaluate|eval)-(?:(base|sft|rl)|(?:(?:rl|ppo|round)-)?(\d+))")
@@ -94,9 +97,9 @@ def collect(out: Path) -> Json:
         "sampled": {name: row["sampled"] for name, row in named.items()},
         "greedy": {name: row["greedy"] for name, row in named.items()},
         "strangers": {
-            name: {key.removesuffix("_strangers"): row["sampled"][key] for key in STRANGERS}
+            name: {key.removesuffix("_strangers"): row["greedy"][key] for key in STRANGERS}
             for name, row in named.items()
-            if all(key in row["sampled"] for key in STRANGERS)
+            if all(key in row["greedy"] for key in STRANGERS)
         },
         "bpb_by_source": {name: row.get("bpb") for name, row in named.items()},
         "paired": _paired(found["sft"], found[final]) if final and "sft" in found else None,
@@ -172,12 +175,8 @@ def _cells(row: Json, name: str) -> Json:
     """The nine cells of a row, each {"mean", "low", "high"}."""
     nothing = {"mean": None, "low": None, "high": None}
     kl = row.get("kl") or (dict.fromkeys(nothing, 0.0) if name == "sft" else nothing)
-    cells = {key: row["sampled"].get(key, nothing) for key in SAMPLED}
-    cells |= {
-        "graded_reward_greedy": row["greedy"].get("graded_reward", nothing),
-        "bpb": (row.get("bpb") or {}).get("all", nothing),
-        "kl": kl,
-    }
+    cells = {key: row[decoding].get(metric, nothing) for key, (decoding, metric) in PLACES.items()}
+    cells |= {"bpb": (row.get("bpb") or {}).get("all", nothing), "kl": kl}
     return {key: {part: cell[part] for part in nothing} for key, cell in cells.items()}
 
 
@@ -260,7 +259,7 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
         table.add_row(row.label, *(_cell(column, row, paired) for column in columns))
     console.print(table)
     for line in _notes(results):
-        console.print(Text(line), style="dim" if line.startswith("  Sampled") else "", soft_wrap=True)
+        console.print(Text(line), style="dim" if line.startswith("  Rates") else "", soft_wrap=True)
 
 
 def _cell(column: Column, row: Row, paired: Json | None) -> Text:
@@ -283,13 +282,17 @@ def _verdict(column: Column, paired: Json | None) -> str:
     """Green where the last model is better than SFT beyond chance, red where it is worse."""
     if not paired or not column.better:
         return "bold"
-    decoding, key = "sampled", column.key
-    if key == "graded_reward_greedy":
-        decoding, key = "greedy", "graded_reward"
-    change = (paired.get(decoding) or {}).get(key)
+    change = change_of(column.key, paired, column.decoding)
     if not change or change["low"] is None or change["low"] <= 0.0 <= change["high"]:
         return "bold"
     return "bold green" if (change["mean"] > 0) == (column.better > 0) else "bold red"
+
+
+def change_of(key: str, paired: Mapping[str, Any], decoding: str | None = None) -> Json | None:
+    """The paired difference that belongs to a number of the table, or to a metric of one decoding."""
+    where, metric = (decoding, key) if decoding else PLACES.get(key, ("sampled", key))
+    found: Json | None = (paired.get(where) or {}).get(metric)
+    return found
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
@@ -313,7 +316,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if card.get("accuracy") is not None:
         lines.append(_reward_line(card))
     lines.append(
-        "  Sampled unless said otherwise; small: 95 % bootstrap interval; ↑ more is better, ↓ less is."
+        "  Rates are of greedy answers; small: 95 % bootstrap interval; ↑ more is better, ↓ less is."
     )
     return lines
 
