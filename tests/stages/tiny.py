@@ -8,16 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bloomery.data.batches import TokenBatch
+from bloomery.data.shards import Corpus, write_shards
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.stages.common import Compute
 from bloomery.text.tokenizer import Tokenizer
-from bloomery.types import Annotator, Candidate, Message, Policy, Ranking
+from bloomery.types import Annotator, Candidate, Document, Message, Policy, Ranking
 
 COMPUTE = Compute(threads=1, checkpoint_every=0)
 WORDS = ("red", "blue", "green", "plum", "jam", "tea", "milk", "one", "two", "three", "what", "is", "best")
@@ -53,6 +55,14 @@ def scalar_model(vocab: int, seed: int, **shape: Any) -> ScalarModel:
     model = ScalarModel(config(vocab, **shape))
     loud(model, seed)
     return model
+
+
+def corpus(tokenizer: Tokenizer, out: Path, *, num: int = 60, val_fraction: float = 0.2) -> Corpus:
+    """Documents of 3 to 14 words in no order at all."""
+    draw = np.random.default_rng(0)
+    texts = ["".join(f" {WORDS[i]}" for i in draw.integers(0, len(WORDS), 3 + n % 12)) for n in range(num)]
+    documents = [Document(id=str(n), text=text) for n, text in enumerate(texts)]
+    return write_shards(documents, tokenizer, out, val_fraction=val_fraction)
 
 
 def logprobs_of(model: Llama, tokens: Sequence[int], temperature: float = 1.0) -> Tensor:

@@ -1,0 +1,582 @@
+"""PPO against the same numbers worked out one answer and one token at a time: log-probs, rewards, advantages,
+both losses, the joint gradient with pretraining. Then what must make no difference, and does it learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from bloomery.data.batches import pack_documents
+from bloomery.data.shards import Corpus
+from bloomery.infer.engine import Engine
+from bloomery.models import hub
+from bloomery.models.llama import Llama, ScalarModel
+from bloomery.rewards.model import RewardModel
+from bloomery.rollout.batch import RolloutBatch, in_pieces
+from bloomery.rollout.sample import ask
+from bloomery.stages import ppo
+from bloomery.stages.common import Optimiser
+from bloomery.stages.ppo import Experience, Learner, Ppo
+from bloomery.text.chat import Chat
+from bloomery.train.step import Guard
+from bloomery.types import Completion, Prompt, Rollout
+
+SAID = [(1, "stop"), (5, "length"), (3, "stop"), (6, "stop"), (2, "length"), (4, "stop")]
+ASKED = ["red", "what is best", "one two three", "tea", "blue jam", "is plum red"]
+SCORES = [1.5, -0.5, 0.25, 2.0, -1.0, 0.75]
+
+
+def recipe(**changed: Any) -> Ppo:
+    nowhere = {name: Path("nowhere") for name in ("policy", "reference", "reward", "prompts")}
+    usual = {"temperature": 0.7, "kl_coef": 0.3, "gamma": 0.9, "lam": 0.8, "target_kl": None}
+    return Ppo(**{**nowhere, **usual, "compute": tiny.COMPUTE, **changed})
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Answers the actor could have sampled, with their true log-probs, and everything that looks at them."""
+
+    chat: Chat
+    actor: Llama
+    reference: Llama
+    critic: ScalarModel
+    rollouts: list[Rollout]
+
+    def look_back(self, settings: Ppo) -> tuple[Experience, dict[str, float]]:
+        scores = torch.tensor(SCORES[: len(self.rollouts)])
+        return ppo.look_back(settings, self.rollouts, scores, self.critic, self.reference, self.chat)
+
+    def learner(self, settings: Ppo) -> Learner:
+        optimizers = settings.optimiser.adamw(self.actor), settings.critic.adamw(self.critic)
+        return Learner(self.actor, self.critic, *optimizers, Guard())
+
+    def loss(self, settings: Ppo, experience: Experience) -> tuple[Tensor, Tensor, dict[str, float]]:
+        rows = torch.arange(len(self.rollouts))
+        return ppo.ppo_loss(settings, experience, rows, self.learner(settings))
+
+
+@pytest.fixture
+def scene(chat: Chat) -> Scene:
+    vocab, draw = chat.tokenizer.vocab_size, np.random.default_rng(0)
+    actor, reference = tiny.language_model(vocab, 1), tiny.language_model(vocab, 2)
+    rollouts = []
+    for text, (length, finish) in zip(ASKED, SAID, strict=True):
+        prompt = chat.prompt(tiny.user(text))
+        said = [int(t) for t in draw.integers(6, vocab, length)]
+        if finish == "stop":
+            said[-1] = chat.tokenizer.end_id
+        logprobs = tiny.logprobs_of(actor, prompt + said, 0.7)[len(prompt) :].tolist()
+        completion = Completion(tuple(said), tuple(logprobs), finish)  # type: ignore[arg-type]
+        asked = Prompt(id=text, messages=tiny.user(text))
+        rollouts.append(Rollout(asked, tuple(prompt), completion, chat.tokenizer.decode(said)))
+    return Scene(chat, actor, reference, tiny.scalar_model(vocab, 3), rollouts)
+
+
+@pytest.fixture(scope="module")
+def corpus(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return tiny.corpus(chat.tokenizer, tmp_path_factory.mktemp("ppo") / "corpus")
+
+
+def move(model: torch.nn.Module, seed: int, far: float = 0.02) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += far * torch.randn(parameter.shape, generator=generator)
+
+
+# ------------------------------------------------------------------------------ the policy that sampled
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_trainer_and_sampler_agree_on_every_log_prob(chat: Chat, scene: Scene, temperature: float) -> None:
+    """Exactly the rule of one forward: at unchanged weights the ratio is 1 and nothing has moved."""
+    ids = torch.randint(6, chat.tokenizer.vocab_size, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # a logit of about 2.5 for the end token, so that answers end at different lengths
+        usual = scene.actor(ids)[0].mean(0)
+        scene.actor.lm_head.weight[chat.tokenizer.end_id] = 2.5 * temperature * usual / usual.square().sum()
+    prompts = [Prompt(id=f"{text}{i}", messages=tiny.user(text)) for text in ASKED for i in range(4)]
+    engine = Engine(scene.actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
+    rollouts = ask(engine, chat, prompts, max_tokens=8, temperature=temperature, seed=5)
+    assert {r.completion.finish_reason for r in rollouts} == {"stop", "length"}
+    assert len({len(r.completion.tokens) for r in rollouts}) > 3
+    for one in rollouts:
+        again = tiny.logprobs_of(scene.actor, one.tokens, temperature)[len(one.prompt_tokens) :]
+        assert list(one.completion.logprobs) == pytest.approx(again.tolist(), abs=1e-5)
+
+    settings = recipe(temperature=temperature)
+    itself = replace(scene, rollouts=rollouts, reference=scene.actor)
+    scores = torch.zeros(len(rollouts))
+    experience, metrics = ppo.look_back(settings, rollouts, scores, scene.critic, scene.actor, chat)
+    for name in ("objective/kl", "objective/kl_k1", "objective/kl_k3", "objective/non_score_reward"):
+        assert metrics[name] == pytest.approx(0.0, abs=1e-4)
+    _, _, metrics = itself.loss(settings, experience)
+    assert metrics["drift/max"] < 1e-5
+    assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["policy/clipfrac_avg"] == 0.0
+
+
+def own(rollout: Rollout, values: Tensor) -> list[float]:
+    """The part of a `[T]` tensor that belongs to the completion."""
+    found: list[float] = values[len(rollout.prompt_tokens) :].tolist()
+    return found
+
+
+def by_hand(scene: Scene, settings: Ppo) -> list[dict[str, list[float]]]:
+    """For each answer its log-ratios, values, advantages and returns, by the definitions."""
+    table = []
+    for one, score in zip(scene.rollouts, SCORES, strict=True):
+        reference = own(one, tiny.logprobs_of(scene.reference, one.tokens, settings.temperature))
+        ratio = [p - q for p, q in zip(one.completion.logprobs, reference, strict=True)]
+        # The value that belongs to a token is what the critic says before the token is there.
+        values = tiny.scores_of(scene.critic, one.tokens)[len(one.prompt_tokens) - 1 : -1].tolist()
+        rewards = [-settings.kl_coef * r for r in ratio]
+        rewards[-1] += score
+        after = [*values[1:], 0.0]
+        errors = [r + settings.gamma * n - v for r, n, v in zip(rewards, after, values, strict=True)]
+        decay = settings.gamma * settings.lam
+        advantages = [
+            sum(decay ** (k - t) * errors[k] for k in range(t, len(errors))) for t in range(len(errors))
+        ]
+        returns = [a + v for a, v in zip(advantages, values, strict=True)]
+        table.append({"ratio": ratio, "values": values, "advantages": advantages, "returns": returns})
+    return table
+
+
+def test_the_leash_is_the_sum_of_the_log_ratios(scene: Scene) -> None:
+    settings = recipe()
+    _, metrics = scene.look_back(settings)
+    sums = [sum(row["ratio"]) for row in by_hand(scene, settings)]
+    kl = sum(sums) / len(sums)
+    assert abs(kl) > 1.0
+    assert metrics["objective/kl"] == pytest.approx(kl, rel=1e-4)
+    assert metrics["objective/non_score_reward"] == pytest.approx(-0.3 * kl, rel=1e-4)
+    assert metrics["objective/scores"] == pytest.approx(sum(SCORES) / 6)
+    assert metrics["objective/rlhf_reward"] == pytest.approx(sum(SCORES) / 6 - 0.3 * kl, rel=1e-4)
+    tokens = [r for row in by_hand(scene, settings) for r in row["ratio"]]
+    assert metrics["objective/kl_k1"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
+    k3 = sum(math.exp(-r) - 1 + r for r in tokens) / len(tokens)
+    assert metrics["objective/kl_k3"] == pytest.approx(k3, rel=1e-3)
+    surprise = [-sum(r.completion.logprobs) for r in scene.rollouts]
+    assert metrics["objective/entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
+    assert metrics["val/num_eos_tokens"] == 4
+    assert metrics["completions/clipped_ratio"] == pytest.approx(2 / 6)
+    assert metrics["completions/mean_length"] == pytest.approx(21 / 6)
+
+
+def test_advantages_and_returns_by_hand(scene: Scene) -> None:
+    settings = recipe()
+    experience, metrics = scene.look_back(settings)
+    table = by_hand(scene, settings)
+    every = np.array([a for row in table for a in row["advantages"]])
+    mean, spread = every.mean(), math.sqrt(every.var() + 1e-8)
+    for row, (one, want) in enumerate(zip(scene.rollouts, table, strict=True)):
+        where = experience.batch.mask[row]
+        assert where.sum() == len(one.completion.tokens)
+        white = [(a - mean) / spread for a in want["advantages"]]
+        assert experience.advantages[row][where].tolist() == pytest.approx(white, abs=1e-4)
+        assert experience.returns[row][where].tolist() == pytest.approx(want["returns"], abs=1e-4)
+        assert experience.old_values[row][where].tolist() == pytest.approx(want["values"], abs=1e-4)
+        reference = own(one, tiny.logprobs_of(scene.reference, one.tokens, 0.7))
+        assert experience.reference_logprobs[row][where].tolist() == pytest.approx(reference, abs=1e-4)
+    for tensor in (experience.advantages, experience.returns, experience.old_values):
+        assert (tensor[~experience.batch.mask] == 0).all()
+    values, returns = (np.array([x for row in table for x in row[name]]) for name in ("values", "returns"))
+    explained = 1 - (returns - values).var() / returns.var()
+    assert metrics["explained_variance"] == pytest.approx(explained, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------ the update
+
+
+def test_both_losses_by_hand_after_the_weights_have_moved(scene: Scene) -> None:
+    settings = recipe(clip=0.1, value_clip=0.15)
+    experience, _ = scene.look_back(settings)
+    move(scene.actor, 4)
+    move(scene.critic, 5)
+    actor_loss, critic_loss, metrics = scene.loss(settings, experience)
+    policy, clipped, ratios, squares, value_clipped = [], [], [], [], []
+    for row, one in enumerate(scene.rollouts):
+        where = experience.batch.mask[row]
+        new = own(one, tiny.logprobs_of(scene.actor, one.tokens, 0.7))
+        values = tiny.scores_of(scene.critic, one.tokens)[len(one.prompt_tokens) - 1 : -1].tolist()
+        lists = (
+            t[row][where].tolist() for t in (experience.advantages, experience.old_values, experience.returns)
+        )
+        for p, q, v, a, old, wanted in zip(new, one.completion.logprobs, values, *lists, strict=True):
+            ratio = math.exp(p - q)
+            near = min(max(ratio, 0.9), 1.1)
+            ratios.append(ratio)
+            policy.append(max(-a * ratio, -a * near))
+            clipped.append(-a * near > -a * ratio)
+            held = old + min(max(v - old, -0.15), 0.15)
+            squares.append(0.5 * max((v - wanted) ** 2, (held - wanted) ** 2))
+            value_clipped.append((held - wanted) ** 2 > (v - wanted) ** 2)
+    assert 0 < sum(clipped) < len(clipped)
+    assert 0 < sum(value_clipped) < len(value_clipped)
+    mean: Callable[[Sequence[float]], float] = lambda x: sum(x) / len(x)
+    assert actor_loss.item() == pytest.approx(mean(policy), abs=1e-4)
+    assert critic_loss.item() == pytest.approx(mean(squares), rel=1e-4)
+    assert metrics["val/ratio"] == pytest.approx(mean(ratios), rel=1e-4)
+    assert metrics["val/ratio_var"] == pytest.approx(np.var(ratios), rel=1e-3)
+    assert metrics["policy/clipfrac_avg"] == pytest.approx(mean(clipped))
+    assert metrics["val/clipfrac_avg"] == pytest.approx(mean(value_clipped))
+    kl = mean([r - 1 - math.log(r) for r in ratios])
+    assert metrics["policy/approxkl_avg"] == pytest.approx(kl, rel=1e-3)
+
+
+def test_neither_loss_touches_the_other_model(scene: Scene) -> None:
+    settings = recipe()
+    actor_loss, critic_loss, _ = scene.loss(settings, scene.look_back(settings)[0])
+    actor_loss.backward(retain_graph=True)
+    assert all(p.grad is None for p in scene.critic.parameters())
+    before = tiny.held_gradient(scene.actor)
+    assert before.abs().max() > 0
+    critic_loss.backward()
+    torch.testing.assert_close(tiny.held_gradient(scene.actor), before, rtol=0, atol=0)
+    assert tiny.held_gradient(scene.critic).abs().max() > 0
+    assert all(p.grad is None for p in scene.reference.parameters())
+
+
+@pytest.mark.parametrize("row", [0, 1, 3])
+def test_every_token_of_an_answer_is_trained_its_end_included(scene: Scene, row: int) -> None:
+    """Gradient reaches exactly the states in which a token of the answer was chosen: the last of them is the
+    one that chose the end token, and the state after the end token is nobody's."""
+    one = replace(scene, rollouts=[scene.rollouts[row]])
+    settings = recipe()
+    experience, _ = one.look_back(settings)
+    states: list[Tensor] = []
+
+    def keep(model: object, args: object, out: Tensor) -> None:
+        out.retain_grad()
+        states.append(out)
+
+    handles = [scene.actor.register_forward_hook(keep), scene.critic.model.register_forward_hook(keep)]
+    actor_loss, critic_loss, _ = one.loss(settings, experience)
+    (actor_loss + critic_loss).backward()
+    for handle in handles:
+        handle.remove()
+    start, end = len(one.rollouts[0].prompt_tokens), len(one.rollouts[0].tokens)
+    for state in states:
+        assert state.grad is not None
+        reached = state.grad[0].abs().sum(-1) > 0
+        assert reached.nonzero().flatten().tolist() == list(range(start - 1, end - 1))
+
+
+def applied(monkeypatch: pytest.MonkeyPatch, then: Callable[[torch.optim.Optimizer], None]) -> None:
+    """Call `then` in the place of every optimizer step."""
+
+    def spy(optimizer: torch.optim.Optimizer, *args: object, **kwargs: object) -> float:
+        then(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        return 1.0
+
+    monkeypatch.setattr(ppo.update, "apply", spy)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_one_backward_gives_the_ppo_gradient_plus_the_coefficient_times_the_pretraining_gradient(
+    scene: Scene, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    settings = recipe(ptx_coef=2.5, ptx_batch=3, ptx_length=24, epochs=1, minibatches=1)
+    experience, _ = scene.look_back(settings)
+    move(scene.actor, 4)
+    actor_loss, critic_loss, _ = scene.loss(settings, experience)
+    batch = pack_documents(corpus, "train", batch_size=3, length=24, seed=0, step=step)
+    ptx = tiny.plain_text_loss(scene.actor, batch)
+    g_ppo, g_ptx = tiny.gradient(actor_loss, scene.actor), tiny.gradient(ptx, scene.actor)
+    g_value = tiny.gradient(critic_loss, scene.critic)
+    held: list[Tensor] = []
+    models = iter((scene.actor, scene.critic))
+    applied(monkeypatch, lambda _: held.append(tiny.held_gradient(next(models))))
+    metrics = ppo.improve(settings, step, experience, scene.learner(settings), corpus)
+    torch.testing.assert_close(held[0], g_ppo + 2.5 * g_ptx, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(held[1], g_value, atol=1e-5, rtol=1e-4)
+    assert metrics["loss/ptx_avg"] == pytest.approx(ptx.item(), rel=1e-4)
+    assert metrics["grad_norm/ppo"] == pytest.approx(g_ppo.norm().item(), rel=1e-3)
+    assert metrics["grad_norm/ptx"] == pytest.approx(2.5 * g_ptx.norm().item(), rel=1e-3)
+
+
+def test_every_minibatch_reads_other_text(
+    scene: Scene, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(ptx_coef=1.0, ptx_batch=2, ptx_length=24, epochs=2, minibatches=3)
+    experience, _ = scene.look_back(settings)
+    drawn: list[int] = []
+    real = ppo.text_loss
+
+    def spy(model: Llama, corpus: Corpus, *, step: int, **rest: Any) -> Tensor:
+        drawn.append(step)
+        return real(model, corpus, step=step, **rest)
+
+    monkeypatch.setattr(ppo, "text_loss", spy)
+    for step in range(2):
+        ppo.improve(settings, step, experience, scene.learner(settings), corpus)
+    assert drawn == list(range(12))
+
+
+def test_every_pass_goes_once_over_all_rollouts(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = recipe(epochs=3, minibatches=4)
+    experience, _ = scene.look_back(settings)
+    seen: list[list[int]] = []
+    real = ppo.ppo_loss
+
+    def spy(recipe: Ppo, experience: Experience, rows: Tensor, learner: Learner) -> Any:
+        seen.append(rows.tolist())
+        return real(recipe, experience, rows, learner)
+
+    monkeypatch.setattr(ppo, "ppo_loss", spy)
+    metrics = ppo.improve(settings, 0, experience, scene.learner(settings), None)
+    assert len(seen) == 9  # six rollouts in four parts are three of two
+    passes = [[row for rows in seen[i : i + 3] for row in rows] for i in (0, 3, 6)]
+    assert all(sorted(one) == list(range(6)) for one in passes)
+    assert passes[0] != passes[1]
+    assert metrics["policy/stopped_early"] == 0.0
+    assert "loss/ptx_avg" not in metrics
+    assert not any(name.startswith("drift/") for name in metrics)
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-5  # of the first minibatch alone
+
+
+def test_target_kl_ends_the_passes_before_another_step(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = recipe(epochs=3, minibatches=2, target_kl=1e-7, optimiser=Optimiser(learning_rate=0.01))
+    experience, _ = scene.look_back(settings)
+    real, states = ppo.update.apply, list[tuple[Tensor, Tensor]]()
+
+    def spy(*args: Any, **kwargs: Any) -> float:
+        norm = real(*args, **kwargs)
+        states.append((tiny.weights(scene.actor), tiny.weights(scene.critic)))
+        return norm
+
+    monkeypatch.setattr(ppo.update, "apply", spy)
+    start = tiny.weights(scene.actor)
+    metrics = ppo.improve(settings, 0, experience, scene.learner(settings), None)
+    assert metrics["policy/stopped_early"] == 1.0
+    assert len(states) == 2  # one step of the actor and one of the critic, then no more
+    assert not torch.equal(states[-1][0], start)
+    assert torch.equal(states[-1][0], tiny.weights(scene.actor))
+    assert torch.equal(states[-1][1], tiny.weights(scene.critic))
+    assert all(p.grad is None for m in (scene.actor, scene.critic) for p in m.parameters())
+    assert metrics["policy/approxkl_avg"] < 1e-7  # the mean over the steps that were taken
+
+    states.clear()
+    far = settings.model_copy(update={"target_kl": 1e9})
+    assert ppo.improve(far, 0, experience, scene.learner(far), None)["policy/stopped_early"] == 0.0
+    assert len(states) == 12
+
+
+# ------------------------------------------------------------------------------ what makes no difference
+
+
+def test_what_stands_in_the_padding_makes_no_difference(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe()
+    clean, clean_metrics = scene.look_back(settings)
+    real, draw = RolloutBatch.of, torch.Generator().manual_seed(0)
+
+    def littered(rollouts: Sequence[Rollout], *args: Any) -> RolloutBatch:
+        batch = real(rollouts, *args)
+        lengths = torch.tensor([len(r.tokens) for r in rollouts])
+        padding = torch.arange(batch.tokens.shape[1]) >= lengths[:, None]
+        litter = torch.randint(6, 300, batch.tokens.shape, generator=draw)
+        return replace(batch, tokens=torch.where(padding, litter, batch.tokens))
+
+    monkeypatch.setattr(ppo.RolloutBatch, "of", staticmethod(littered))
+    dirty, metrics = scene.look_back(settings)
+    assert not torch.equal(dirty.batch.tokens, clean.batch.tokens)
+    assert metrics == pytest.approx(clean_metrics, abs=1e-5)
+    mask = clean.batch.mask
+    dirty.advantages[~mask] = dirty.old_values[~mask] = dirty.returns[~mask] = 1e6
+    dirty.batch.old_logprobs[~mask] = -1e6
+    move(scene.actor, 4)
+    for got, want, model in zip(
+        scene.loss(settings, dirty), scene.loss(settings, clean), (scene.actor, scene.critic), strict=False
+    ):
+        assert got.item() == pytest.approx(want.item(), abs=1e-5)
+        torch.testing.assert_close(
+            tiny.gradient(got, model), tiny.gradient(want, model), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_how_rollouts_are_cut_into_pieces_makes_no_difference(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe()
+    results = []
+    for budget in (1, 10_000):
+        monkeypatch.setattr(ppo, "in_pieces", partial(in_pieces, budget=budget))
+        experience, looked = scene.look_back(settings)
+        actor_loss, critic_loss, metrics = scene.loss(settings, experience)
+        grads = tiny.gradient(actor_loss, scene.actor), tiny.gradient(critic_loss, scene.critic)
+        results.append((looked | metrics, *grads))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(results[0][2], results[1][2], atol=1e-5, rtol=1e-4)
+
+
+def test_minibatches_are_means_over_their_own_tokens(scene: Scene) -> None:
+    """Weighed by its tokens, a minibatch's loss is its share of the whole; being trimmed changes nothing."""
+    settings = recipe()
+    experience, _ = scene.look_back(settings)
+    move(scene.actor, 4)
+    learner = scene.learner(settings)
+    whole = ppo.ppo_loss(settings, experience, torch.arange(6), learner)
+    parts = [torch.tensor([0, 4]), torch.tensor([5, 2]), torch.tensor([3, 1])]
+    for term in range(2):
+        total = 0.0
+        for rows in parts:
+            loss = ppo.ppo_loss(settings, experience, rows, learner)[term]
+            total += loss.item() * int(experience.batch.mask[rows].sum())
+        assert total / 21 == pytest.approx(whole[term].item(), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------ scores
+
+
+class Judge:
+    """Says a fixed score for each answer."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
+        return self.scores
+
+
+def test_scores_are_clipped_and_only_a_cut_off_answer_pays(scene: Scene) -> None:
+    # finish reasons: stop, length, stop, stop, length, stop
+    judge: Any = Judge(5.0, 5.0, -5.0, 0.5, -5.0, 2.0)
+    clipped = recipe(score_clip=2.0, missing_eos_penalty=1.5)
+    assert ppo.score(judge, scene.rollouts, clipped) == [2.0, 0.5, -2.0, 0.5, -3.5, 2.0]
+    free = recipe(missing_eos_penalty=1.0)
+    assert ppo.score(judge, scene.rollouts, free) == [5.0, 4.0, -5.0, 0.5, -6.0, 2.0]
+    none = recipe(missing_eos_penalty=0.0)
+    assert ppo.score(judge, scene.rollouts, none) == judge.scores
+
+
+# ------------------------------------------------------------------------------ the whole stage
+
+
+@pytest.fixture(scope="module")
+def place(chat: Chat, tokenizer_dir: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts and a reward model beside the policy."""
+    root = tmp_path_factory.mktemp("ppo-stage")
+    hub.save(tiny.scalar_model(chat.tokenizer.vocab_size, 7), root / "reward", tokenizer_dir=tokenizer_dir)
+    tiny.write_lines(root / "prompts.jsonl", [{"prompt": text} for text in ASKED])
+    return root
+
+
+def run(place: Path, model: Path, out: Path, **changed: Any) -> list[dict[str, Any]]:
+    settings = {"policy": model, "reference": model, "reward": place / "reward"}
+    small = {
+        "prompts": place / "prompts.jsonl",
+        "prompts_per_step": 8,
+        "max_tokens": 6,
+        "compute": tiny.COMPUTE,
+    }
+    ppo.run(Ppo(**{**settings, **small, **changed}), out)
+    return tiny.lines(out / "metrics.jsonl")
+
+
+def test_the_judge_and_the_reference_never_move_and_the_critic_starts_as_the_judge(
+    place: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = Optimiser(learning_rate=0.01, schedule="constant", warmup=0)
+    seen: dict[str, torch.nn.Module] = {}
+    at_first: list[Tensor] = []
+    real_score, real_look_back = ppo.score, ppo.look_back
+
+    def score(judge: RewardModel, *rest: Any) -> list[float]:
+        seen["judge"] = judge.model
+        return real_score(judge, *rest)
+
+    def look_back(
+        recipe: Ppo, rollouts: Any, scores: Tensor, critic: ScalarModel, reference: Llama, chat: Chat
+    ) -> Any:
+        at_first.append(tiny.weights(critic))
+        seen.update(critic=critic, reference=reference)
+        return real_look_back(recipe, rollouts, scores, critic, reference, chat)
+
+    monkeypatch.setattr(ppo, "score", score)
+    monkeypatch.setattr(ppo, "look_back", look_back)
+    rows = run(place, model_dir, tmp_path / "out", steps=2, optimiser=fast, critic=fast)
+    judge = tiny.weights(hub.load(place / "reward", "scalar"))
+    policy = tiny.weights(hub.load(model_dir))
+    assert torch.equal(tiny.weights(seen["judge"]), judge)
+    assert torch.equal(tiny.weights(seen["reference"]), policy)
+    assert torch.equal(at_first[0], judge)
+    assert not torch.equal(tiny.weights(seen["critic"]), judge)
+    assert not torch.equal(tiny.weights(hub.load(tmp_path / "out")), policy)
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert abs(rows[1]["objective/kl"]) > 1e-3
+    assert rows[0]["episode"] == 8
+    assert all(row["sampling/sampling_logp_difference/max"] < 1e-5 for row in rows)
+
+
+def test_ptx_needs_a_corpus_and_a_coefficient(
+    place: Path, model_dir: Path, corpus: Corpus, tmp_path: Path
+) -> None:
+    text = {"corpus": corpus.path, "ptx_batch": 2, "ptx_length": 24, "steps": 1}
+    with_text = run(place, model_dir, tmp_path / "a", ptx_coef=1.0, **text)
+    assert with_text[0]["loss/ptx_avg"] > 0
+    assert "loss/ptx_avg" not in run(place, model_dir, tmp_path / "b", ptx_coef=0.0, **text)[0]
+
+
+def share_of_high_ids(model: Llama, chat: Chat, vocab: int) -> float:
+    """How much of what the model says is in the upper half of the vocabulary: sampled by a plain loop that
+    shares no code with the engine."""
+    generator, high, total = torch.Generator().manual_seed(9), 0, 0
+    with torch.no_grad():
+        for text in ASKED:
+            rows = torch.tensor([chat.prompt(tiny.user(text))] * 20)
+            for _ in range(6):
+                chances = model.logits(model(rows))[:, -1].softmax(-1)
+                said = torch.multinomial(chances, 1, generator=generator)
+                high, total = high + int((said >= vocab // 2).sum()), total + len(said)
+                rows = torch.cat([rows, said], dim=1)
+    return high / total
+
+
+@pytest.mark.parametrize("rewarded", [True, False])
+def test_it_learns_what_is_rewarded_and_nothing_where_reward_is_chance(
+    place: Path, model_dir: Path, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewarded: bool
+) -> None:
+    vocab, draw = chat.tokenizer.vocab_size, np.random.default_rng(0)
+
+    def rule(judge: object, rollouts: Sequence[Rollout], recipe: Ppo) -> list[float]:
+        if not rewarded:
+            return [float(x) for x in draw.normal(size=len(rollouts))]
+        return [float(np.mean([t >= vocab // 2 for t in r.completion.tokens])) for r in rollouts]
+
+    monkeypatch.setattr(ppo, "score", rule)
+    before = share_of_high_ids(hub.load(model_dir), chat, vocab)
+    rates = Optimiser(learning_rate=0.01, schedule="constant", warmup=0, weight_decay=0.0)
+    rows = run(
+        place,
+        model_dir,
+        tmp_path / "out",
+        steps=20,
+        prompts_per_step=32,
+        kl_coef=0.01,
+        optimiser=rates,
+        critic=rates,
+    )
+    after = share_of_high_ids(hub.load(tmp_path / "out"), chat, vocab)
+    assert 0.3 < before < 0.7
+    if rewarded:
+        assert after > before + 0.25
+        assert rows[-1]["objective/scores"] > rows[0]["objective/scores"] + 0.2
+    else:
+        assert abs(after - before) < 0.15
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["skipped_updates"] == 0
