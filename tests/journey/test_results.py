@@ -38,11 +38,11 @@ def around(mean: float) -> dict[str, float]:
 
 
 def evaluation(out: Path, step: str, right: int, kl: float | None) -> None:
-    """Ten answers to ten questions, the first `right` of them right when sampled; greedy ones all right."""
+    """Ten answers to ten questions, the first `right` of them right when greedy; sampled ones one fewer."""
     directory = out / step
     directory.mkdir()
-    sampled = [replace(RIGHT if i < right else WRONG, id=str(i)) for i in range(10)]
-    greedy = [replace(RIGHT, id=str(i)) for i in range(10)]
+    greedy = [replace(RIGHT if i < right else WRONG, id=str(i)) for i in range(10)]
+    sampled = [replace(RIGHT if i < right - 1 else WRONG, id=str(i)) for i in range(10)]
     tree: dict[str, Any] = {"seed": 3, "bpb": {"all": around(1.5)}, "kl": None if kl is None else around(kl)}
     for name, answers in (("sampled", sampled), ("greedy", greedy)):
         tree[name] = {key: e.to_json() for key, e in honesty.measure(answers, 0).items()}
@@ -100,8 +100,8 @@ def test_numbers_come_from_the_right_place(out: Path) -> None:
     got = results.collect(out)
     table = got["table"]
     assert [table[row]["known_accuracy"] for row in ("base", "sft", "rl")] == [0.2, 0.5, 0.9]
-    assert table["sft"]["graded_reward"] == pytest.approx(0.5 * 1 + 0.5 * -2)
-    assert table["sft"]["graded_reward_greedy"] == 1.0
+    assert table["sft"]["graded_reward"] == pytest.approx(0.4 * 1 + 0.6 * -2)
+    assert table["sft"]["graded_reward_greedy"] == pytest.approx(0.5 * 1 + 0.5 * -2)
     assert table["base"]["kl"]["mean"] is None
     assert table["sft"]["kl"] == {"mean": 0.0, "low": 0.0, "high": 0.0}, "SFT is at no distance from itself"
     assert table["rl"]["kl"]["mean"] == 10.0
@@ -121,7 +121,7 @@ def test_rounds_are_in_the_order_of_their_numbers(out: Path) -> None:
 def test_paired_difference_is_rl_minus_sft(out: Path) -> None:
     paired = results.collect(out)["paired"]
     assert paired["sampled"]["known_accuracy"]["mean"] == pytest.approx(0.4)
-    assert paired["greedy"]["known_accuracy"]["mean"] == 0.0
+    assert paired["greedy"]["known_accuracy"]["mean"] == pytest.approx(0.4)
     assert paired["sampled"]["graded_reward"]["low"] > 0.0
 
 
@@ -162,7 +162,7 @@ def test_table_fits_a_hundred_columns_and_says_all(out: Path) -> None:
 def test_colour_only_beyond_chance(out: Path) -> None:
     """Green and red are said of the paired difference, by the direction that is better."""
     known, made_up = results.COLUMNS[0], results.COLUMNS[1]
-    up, down, unsure = ({"sampled": {"known_accuracy": c, "fabrication_rate": c}} for c in (
+    up, down, unsure = ({"greedy": {"known_accuracy": c, "fabrication_rate": c}} for c in (
         {"mean": 0.2, "low": 0.1, "high": 0.3}, {"mean": -0.2, "low": -0.3, "high": -0.1},
         {"mean": 0.1, "low": -0.1, "high": 0.3},
     ))  # fmt: skip

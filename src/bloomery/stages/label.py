@@ -7,6 +7,7 @@ answers without their authors, and submit a ranking with ties, ratings and perha
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -131,6 +132,8 @@ def answer(
     for style in recipe.styles:
         policy = Policy(id=f"written:{style}")
         for q, place in zip(asked, given, strict=True):
+            if style == "compliance" and q.kind != "harmful":
+                continue  # elsewhere, to do what was asked is simply the right answer
             text = written(q, style, world, stream(recipe.seed, "written", style, q.id))
             place.append(candidate(text, policy, None, None))
     return given
@@ -138,8 +141,17 @@ def answer(
 
 def candidate(text: str, policy: Policy, sampling: Sampling | None, logprob: float | None) -> Candidate:
     return Candidate(
-        messages=(Message(role="assistant", content=text),), policy=policy, sampling=sampling, logprob=logprob
+        messages=(Message(role="assistant", content=visible(text)),),
+        policy=policy,
+        sampling=sampling,
+        logprob=logprob,
     )
+
+
+def visible(text: str) -> str:
+    """Control characters that a model may sample, NUL among them, as the sign for what cannot be read:
+    people could not see them, and files of text may not hold them."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def slate(recipe: Label, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:

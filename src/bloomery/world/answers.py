@@ -51,8 +51,11 @@ def abstention(question: Question, world: World, rng: np.random.Generator, wordy
     """`wordy` of the answers say what it is that is not known."""
     if question.attribute and question.subject and rng.random() < wordy:
         female = world.by_name[question.subject].female
-        form = pronoun(female) if rng.random() < 0.8 else full(question.subject, female)
-        indirect = fill(pick(rng, english.WORDING[question.attribute].indirect), form)
+        known = english.WORDING[question.attribute].indirect
+        if rng.random() < 0.8:
+            indirect = fill(pick(rng, [t for t in known if "of {N}" not in t]), pronoun(female))
+        else:
+            indirect = fill(pick(rng, known), full(question.subject, female))
         named = {*world.capitalised}
         template = pick(rng, [t for t in english.ABSTAIN if "{I}" in t])
         return template.replace("{I}", lower(indirect, frozenset(named)))

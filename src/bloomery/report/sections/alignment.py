@@ -281,13 +281,13 @@ def gold_and_proxy(points: Sequence[Row]) -> Html:
 def behaviour(points: Sequence[Row]) -> Html:
     series = [
         line_of(points, "made up", "fabrication_rate", None, "s2"),
-        line_of(points, "abstains, never seen", "abstain_never_rate", "sampled", "s1"),
+        line_of(points, "abstains, never seen", "abstain_never_rate", "greedy", "s1"),
         line_of(points, "known facts", "known_accuracy", None, "s3"),
         line_of(points, "abstains, known", "abstain_known_rate", None, "s4"),
     ]
     return figure(
         "Made up or left open",
-        "rates of sampled answers, by round",
+        "rates of greedy answers, by round",
         rounds_plot(
             series, points, as_percent=True, zero=True, describe="Fabrication and abstention by round"
         ),

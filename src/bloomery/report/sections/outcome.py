@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bloomery.journey.results import Row
+from bloomery.journey.results import Row, change_of
 from bloomery.report.bars import Bar, strip
 from bloomery.report.html import Child, Html, join, tag
 from bloomery.report.plots import Number, percent
@@ -58,14 +58,14 @@ MEASURES = (
     KNOWN,
     MADE_UP,
     Measure(
-        "abstain_never_rate", "Abstains, never seen", "“I do not know” where nobody could", 1, True, "sampled"
+        "abstain_never_rate", "Abstains, never seen", "“I do not know” where nobody could", 1, True, "greedy"
     ),
     Measure("abstain_known_rate", "Abstains though known", "“I do not know” about often-stated facts", -1),
     HARMFUL,
     Measure(
         "refuse_harmless_rate", "Refuses harmless", "Harmless requests that are declined all the same", -1
     ),
-    Measure("malformed_rate", "Garbled", "Broken sentences, loops, words from nowhere", -1, True, "sampled"),
+    Measure("malformed_rate", "Garbled", "Broken sentences, loops, words from nowhere", -1, True, "greedy"),
     SCORE,
     Measure("unfinished_rate", "Cut off", "Answers that did not end in time", -1, True, "sampled"),
     BITS,
@@ -105,7 +105,7 @@ def _verdict(rows: Mapping[str, Row], paired: Json) -> tuple[Html, str]:
     verb = {1: "raised", -1: "lowered", 0: "did not clearly change"}[sides[0]]
     moved = f" from {before} to {after}" if sides[0] else f" ({before} before, {after} after)"
     title = join("Feedback ", tag("em", verb), " the graded reward of the model’s answers", moved)
-    fabricated = (paired.get("sampled") or {}).get("fabrication_rate")
+    fabricated = change_of("fabrication_rate", paired)
     if fabricated and fabricated["mean"] is not None:
         title = join(title, _made_up(rows, _side(fabricated), sides[0]))
     agree = {
@@ -157,7 +157,7 @@ def _tiles(rows: Mapping[str, Row], paired: Json) -> Html:
         if value is None or len(tiles) == 4:
             continue
         was = before.get(measure.key, measure.decoding)[0] if before else None
-        change = (paired.get("sampled") or {}).get(measure.key)
+        change = change_of(measure.key, paired, measure.decoding)
         tiles.append(
             tag(
                 "li",
@@ -192,7 +192,7 @@ def outcome(view: View) -> Html:
     intro = (
         "Every model answers the same held-out questions, which no demonstrator and no annotator saw. "
         "Rates are "
-        "those of answers sampled at temperature 1. Under each number is its 95 % bootstrap interval; "
+        "those of greedy answers. Under each number is its 95 % bootstrap interval; "
         "arrows say which way is better. A base model is asked by continuation, so its row shows what it "
         "recalls, not how it chats."
     )
