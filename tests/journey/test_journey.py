@@ -192,6 +192,22 @@ def test_a_stages_own_recipe_makes_it_again(out: Path, tmp_path: Path) -> None:
     assert "already holds a finished run" in again.stderr
 
 
+def test_a_journey_over_files_of_ones_own(out: Path, tmp_path: Path) -> None:
+    """The same stages on files, as people bring them: no world, no oracle, rankings from a file."""
+    words = [
+        *("--set", f"data.root={out}", "--set", "data.documents=[world/documents.jsonl]"),
+        *("--set", "data.demonstrations=[world/demonstrations.jsonl]", "--set", "rounds=1"),
+        *("--set", "data.rankings=[label-1/rankings.jsonl]", "--set", "data.prompts=world/prompts.jsonl"),
+    ]
+    command = bloomery("run", TINY, "--out", tmp_path / "files", *words)
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bloomery chat" in done.stdout
+    results = json.loads((tmp_path / "files" / "results.json").read_text())
+    assert results["table"]["rl"]["bpb"] > 0
+    assert main(["verify", str(tmp_path / "files")]) == 0
+
+
 def waiting_for_checkpoints(out: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
     """Names each stage once when its first checkpoint appears, until the process ends."""
     seen: set[str] = set()

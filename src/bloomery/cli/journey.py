@@ -97,9 +97,10 @@ def finish(out: Path, seconds: float) -> None:
     from bloomery.report import build
 
     results = collect(out)
+    typer.echo()
     print_table(results, console())
-    page = build(out)
-    typer.echo(f"\nmade in {duration(seconds)}; report: {page}\nnext: bloomery chat {out / 'rl'}")
+    best = next(out / name for name in ("rl", "sft") if (out / name).is_dir())
+    typer.echo(f"\nmade in {duration(seconds)}; report: {build(out)}\nnext: bloomery chat {best}")
 
 
 def report(
