@@ -333,7 +333,7 @@ WORDING: dict[str, Wording] = {
             "Which friend does {N} like most?",
         ),
         ("And who is {g} best friend?", "Who is {g} best friend?", "And with whom is {N} best friends?"),
-        ("who the best friend of {N} is", "who is the best friend of {N}", "the best friend of {N}"),
+        ("who {G} best friend is", "who is the best friend of {N}", "the best friend of {N}"),
         _words("friend friends"),
     ),
 }
