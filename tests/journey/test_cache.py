@@ -331,10 +331,22 @@ def test_resume_never_wants_a_new_directory(shop: Workshop) -> None:
 
 def test_other_settings_in_the_same_directory_are_announced(shop: Workshop) -> None:
     shop.go(shop.plan())
+    (shop.out / "results.json").write_text("{}")
+    shop.go(shop.plan())
+    assert (shop.out / "results.json").exists()
     said: list[str] = []
     shop.go(shop.plan(), said, recipe_text="x: 2\n")
     assert "other settings" in said[0]
+    assert not (shop.out / "results.json").exists()
     assert (shop.out / "recipe.yaml").read_text() == "x: 2\n"
+
+
+def test_links_of_steps_that_are_no_longer_planned_go_and_foreign_links_stay(shop: Workshop) -> None:
+    shop.go(shop.plan())
+    (shop.out / "mine").symlink_to(shop.out.parent)
+    shop.go(Plan(steps=shop.plan().steps[:2], aliases={}))
+    assert sorted(p.name for p in shop.out.iterdir() if p.is_symlink()) == ["left", "mine", "right"]
+    assert shop.go(shop.plan()) == []
 
 
 @pytest.fixture

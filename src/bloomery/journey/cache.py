@@ -177,6 +177,13 @@ def link(name: Path, target: Path) -> None:
     os.replace(partial, name)
 
 
+def unlink_all(folder: Path, store: Path) -> None:
+    """Remove the symbolic links in `folder` that point into `store`."""
+    for path in folder.iterdir():
+        if path.is_symlink() and Path(os.path.abspath(folder / path.readlink())).parent == store:
+            path.unlink()
+
+
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold `path` against other processes; `on_wait` is called first when one of them holds it."""

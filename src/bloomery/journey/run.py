@@ -27,6 +27,9 @@ from bloomery.journey.steps import Plan, Step
 from bloomery.lineage import write_json
 from bloomery.recipe import Section, input_paths
 
+RESULTS = ("results.json", "report.html")
+"""Made at the end from all stages; nothing is lost with them, since a cached journey makes them again."""
+
 Run = Callable[[Section, Path], None]
 Say = Callable[[str], None]
 
@@ -108,6 +111,7 @@ def carry_out(
     done: list[Done] = []
     with _opened(out, recipe_text, resume, say):
         store.mkdir(parents=True, exist_ok=True)
+        cache.unlink_all(out, store)  # OUT shows what these settings made, and nothing else
         for number, step in enumerate(plan.steps, 1):
             label = f"[{number}/{len(plan.steps)}] {step.name}"
             record = _one(step, fill(step.recipe, out, made), store, runs[step.stage], label, say)
@@ -181,7 +185,9 @@ def _opened(out: Path, recipe_text: str, resume: str, say: Say) -> Iterator[None
     out.mkdir(parents=True, exist_ok=True)
     with cache.locked(journal, lambda: _refuse(out)):
         if recipe.exists() and recipe.read_text(encoding="utf-8") != recipe_text:
-            say(f"{out} held a journey with other settings: its stages stay, its links and results move on")
+            say(f"{out} held a journey with other settings: its stages stay, its links and results give way")
+            for name in RESULTS:
+                (out / name).unlink(missing_ok=True)
         if not journal.exists():
             _write_journal(out, [])
         recipe.write_text(recipe_text, encoding="utf-8")

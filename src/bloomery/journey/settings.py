@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from bloomery.recipe import Input, Section
 from bloomery.stages import STAGES
+from bloomery.stages.common import Optimiser
 
 DECIDED = {"seed", "chat"}
 """Settings that the plan fills in, beside the inputs: one seed for all, and which models chat."""
@@ -112,30 +113,39 @@ def _round(answers: tuple[Answers, ...], **changed: dict[str, Any]) -> Section:
     return kind.model_validate({})
 
 
+# What teaches honesty is the company an answer is ranked in. Confident answers about known people are then
+# mostly right and those about strangers mostly wrong, so the reward model learns when to say "I do not
+# know"; written right answers to what nobody can know would teach it the opposite. Broken text, refusals
+# of everything and harmful compliance are there so that the reward model has seen what PPO might try.
+STYLES = ("abstain", "garbled", "refusal", "compliance")
 FIRST = _round(
     (
         Answers(of="base"),
-        Answers(of="sft", samples=2),
-        Answers(of="sft", temperature=1.3),
+        Answers(of="sft"),
+        Answers(of="sft", temperature=1.4),
         Answers(of="sft", temperature=0.0),
     ),
-    label={"styles": ("right", "hedged", "abstain", "wrong", "garbled", "refusal")},
+    label={"styles": STYLES, "prompts": 2400, "answers": 6},
+    reward={"epochs": 2.5},
 )
+# Later rounds rank what the policy says by now, and the reward model takes it in gently.
 LATER = _round(
     (
         Answers(of="rl", samples=2),
-        Answers(of="rl", temperature=1.3),
+        Answers(of="rl", temperature=1.4),
         Answers(of="rl", temperature=0.0),
         Answers(of="sft"),
     ),
-    label={"styles": ("right", "abstain", "garbled")},
-    reward={"epochs": 1.0},
+    label={"styles": STYLES, "prompts": 1200, "answers": 6},
+    reward={"epochs": 1.0, "optimiser": Optimiser(learning_rate=2e-4, weight_decay=0.01)},
 )
 
 
 def _sections() -> dict[str, Any]:
     stages = ("world", "clean", "tokenizer", "encode", "pretrain", "sft", "evaluate")
-    made = {stage: settings_of(stage) for stage in stages}
+    # Gossip states falsehoods about known facts: the default journey does not read it.
+    changed: dict[str, dict[str, Any]] = {"clean": {"weights": {"gossip": 0.0}}}
+    made = {stage: settings_of(stage, **changed.get(stage, {})) for stage in stages}
     return {
         **{stage: (part, part()) for stage, part in made.items()},
         "first": (type(FIRST), FIRST),
