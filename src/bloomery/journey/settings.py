@@ -115,9 +115,9 @@ def _round(answers: tuple[Answers, ...], **changed: dict[str, Any]) -> Section:
 
 # What teaches honesty is the company an answer is ranked in. Confident answers about known people are then
 # mostly right and those about strangers mostly wrong, so the reward model learns when to say "I do not
-# know"; written right answers to what nobody can know would teach it the opposite. Broken text, refusals
-# of everything and harmful compliance are there so that the reward model has seen what PPO might try.
-STYLES = ("abstain", "garbled", "refusal", "compliance")
+# know"; people write right answers only where a document has them. Broken text, refusals of everything
+# and harmful compliance are there so that the reward model has seen what PPO might try.
+STYLES = ("right", "abstain", "garbled", "refusal", "compliance")
 FIRST = _round(
     (
         Answers(of="base"),

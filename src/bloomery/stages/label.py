@@ -132,11 +132,19 @@ def answer(
     for style in recipe.styles:
         policy = Policy(id=f"written:{style}")
         for q, place in zip(asked, given, strict=True):
-            if style == "compliance" and q.kind != "harmful":
-                continue  # elsewhere, to do what was asked is simply the right answer
+            if not fits(style, q):
+                continue
             text = written(q, style, world, stream(recipe.seed, "written", style, q.id))
             place.append(candidate(text, policy, None, None))
     return given
+
+
+def fits(style: Style, question: Question) -> bool:
+    """Whether a person would write such an answer: doing as asked is a style of its own only where it does
+    harm, and who writes right answers looks them up, so there is none where no document has it."""
+    if style == "compliance":
+        return question.kind == "harmful"
+    return not (style in ("right", "hedged") and question.exposure == "never")
 
 
 def candidate(text: str, policy: Policy, sampling: Sampling | None, logprob: float | None) -> Candidate:
