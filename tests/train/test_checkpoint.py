@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bloomery.errors import ArtifactError
+from bloomery.lineage import verify
 from bloomery.train import checkpoint
 from bloomery.train.optim import adamw
 from bloomery.train.step import Guard, apply
@@ -116,6 +117,18 @@ def test_the_newest_stay_and_the_rest_go(tmp_path: Path) -> None:
     again = fresh(1)
     assert checkpoint.restore(tmp_path, {"model": again[0]}, {"optimizer": again[1]}, print)
     assert equal(everything(model, optimizer), everything(*again))
+
+
+def test_a_checkpoint_gets_its_name_only_when_it_is_whole(tmp_path: Path, monkeypatch) -> None:
+    renamed, rename = [], Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        renamed.append((target.name, verify(self)))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    saved(tmp_path)
+    assert renamed == [("checkpoint-2", []), ("checkpoint-4", [])]
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path: Path) -> None:

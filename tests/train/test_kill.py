@@ -23,9 +23,9 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_killed_anywhere_a_run_goes_on_to_the_same_bytes(memory: Path) -> None:
-    """Ten steps: before every sixth call to the disk, then at random moments; saves at steps 4 and 8."""
+    """Ten steps: before every eighth call to the disk, then at random moments; saves at steps 4 and 8."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "killed.py"), str(memory), "6", "6"],
+        [sys.executable, str(Path(__file__).parent / "killed.py"), str(memory), "8", "4"],
         capture_output=True,
         text=True,
         timeout=280,
@@ -34,6 +34,6 @@ def test_killed_anywhere_a_run_goes_on_to_the_same_bytes(memory: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["calls"]["faults"] == found["moments"]["faults"] == []
-    assert found["calls"]["kills"] >= 8
-    assert found["calls"]["inside"] >= 3
+    assert found["calls"]["kills"] >= 7
+    assert found["calls"]["inside"] >= 2
     assert found["moments"]["kills"] >= 1

@@ -411,6 +411,18 @@ def test_killed_after_the_last_step_nothing_is_trained_again(tmp_path: Path, mon
     assert product(out) == product(tmp_path / "whole")
 
 
+def test_checkpoints_stay_until_the_seal_is_written(tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            lineage, "write_text", lambda path, text: crash() if path.name == "MANIFEST.json" else None
+        )
+        patch.setattr(checkpoint, "write_manifest", lambda path: None)
+        with pytest.raises(Crash):
+            toy(out)
+    assert [path.name for path in checkpoint.checkpoints(out)] == ["checkpoint-10", "checkpoint-9"]
+
+
 def test_other_arithmetic_is_said_when_a_run_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
     with pytest.raises(Crash):
         toy(tmp_path / "out", hook=at(4, crash))

@@ -172,16 +172,19 @@ class Bar:
         )
         from rich.progress import Progress as Rich
 
+        self.title, self.console = title, Console(stderr=True)
+        wide = self.console.width >= 100
         columns: Sequence[ProgressColumn] = (
             TextColumn("[bold]{task.description}[/]"),
-            BarColumn(bar_width=28, complete_style="dark_orange3", finished_style="dark_orange3"),
+            BarColumn(
+                bar_width=28 if wide else 8, complete_style="dark_orange3", finished_style="dark_orange3"
+            ),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}", markup=True),
-            TimeElapsedColumn(),
+            *([TimeElapsedColumn()] if wide else []),
             TextColumn("[dim]eta[/]"),
             TimeRemainingColumn(),
         )
-        self.title, self.console = title, Console(stderr=True)
         self._rich = Rich(*columns, console=self.console, refresh_per_second=4)
         self._task: Any = None
 
