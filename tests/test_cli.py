@@ -333,14 +333,20 @@ def test_doctor_looks_and_says(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ctrl_c_is_130(tmp_path: Path) -> None:
     """A program that waits for input is stopped as a person would stop it."""
+    code = (
+        "import sys; from bloomery.cli import main; print('here', flush=True); sys.exit(main(sys.argv[1:]))"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "bloomery.cli", "tokenizer", "show", str(_tokenizer(tmp_path))],
+        [sys.executable, "-c", code, "tokenizer", "show", str(_tokenizer(tmp_path))],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    time.sleep(2)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"here\n"
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in said
 
