@@ -38,7 +38,8 @@ SCORES = [1.5, -0.5, 0.25, 2.0, -1.0, 0.75]
 
 
 def recipe(**changed: Any) -> Ppo:
-    nowhere = {name: Path("nowhere") for name in ("policy", "reference", "reward", "prompts")}
+    nowhere: dict[str, Any] = {name: Path("nowhere") for name in ("policy", "reference", "reward")}
+    nowhere["prompts"] = (Path("nowhere"),)
     usual = {"temperature": 0.7, "kl_coef": 0.3, "gamma": 0.9, "lam": 0.8, "target_kl": None}
     return Ppo(**{**nowhere, **usual, "compute": tiny.COMPUTE, **changed})
 
@@ -480,7 +481,7 @@ def place(chat: Chat, tokenizer_dir: Path, model_dir: Path, tmp_path_factory: py
 def run(place: Path, model: Path, out: Path, **changed: Any) -> list[dict[str, Any]]:
     settings = {"policy": model, "reference": model, "reward": place / "reward"}
     small = {
-        "prompts": place / "prompts.jsonl",
+        "prompts": (place / "prompts.jsonl",),
         "prompts_per_step": 8,
         "max_tokens": 6,
         "compute": tiny.COMPUTE,

@@ -100,7 +100,7 @@ def world_plan(j: _Journey, out: Path) -> Plan:
             policy=models["rl"],
             reference=sft,
             reward=reward,
-            prompts=world / "prompts.jsonl",
+            prompts=[world / "prompts.jsonl"],
             corpus=corpus,
         )
         add(f"evaluate-rl-{n}", "evaluate", j.evaluate, model=models["rl"], reward=reward, **measured)
@@ -118,8 +118,8 @@ def files_plan(j: _Journey, out: Path) -> Plan:
     tokenizer = add("tokenizer", "tokenizer", j.tokenizer, documents=text, conversations=shown)
     corpus = add("corpus", "encode", j.encode, documents=text, tokenizer=tokenizer)
     base = add("base", "pretrain", j.pretrain, corpus=corpus, tokenizer=tokenizer)
-    prompts = root / j.data.prompts if j.data.prompts else rankings[0] if rankings else shown[0]
-    questions = root / j.data.questions if j.data.questions else prompts
+    prompts = [root / j.data.prompts] if j.data.prompts else rankings or shown
+    questions = root / j.data.questions if j.data.questions else prompts[0]
     measured: dict[str, Any] = {"questions": questions, "corpus": corpus}
     add("evaluate-base", "evaluate", j.evaluate, model=base, chat=False, **measured)
     sft = add("sft", "sft", j.sft, model=base, demonstrations=shown, corpus=corpus)

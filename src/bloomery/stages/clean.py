@@ -13,8 +13,9 @@ from bloomery.data.clean import clean as drop_bad
 from bloomery.data.convert import write
 from bloomery.data.dedupe import dedupe
 from bloomery.data.mix import mix
-from bloomery.data.sources import read_documents
+from bloomery.data.sources import OnBadRow, read_documents
 from bloomery.recipe import InputPath, Section
+from bloomery.stages.common import read_all
 from bloomery.train.run import Run
 
 
@@ -29,12 +30,14 @@ class Clean(Section):
     """Look for near duplicates too, not only for equal texts."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Times each source is taken; 1 unless named, 0 leaves it out."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
 
 
 def run(recipe: Clean, out: Path) -> None:
     with Run(out, stage="clean", recipe=recipe) as run:
-        documents = [d for path in recipe.documents for d in read_documents(path)]
+        documents = read_all(read_documents, recipe.documents, recipe.on_bad_row, run.line)
         good, report = drop_bad(documents, recipe.rules)
         run.line(f"{len(documents) - len(good):,} of {len(documents):,} documents break a rule")
         single, found = dedupe(good, threshold=recipe.threshold, near=recipe.near)

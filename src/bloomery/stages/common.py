@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 
 from bloomery.data.batches import TokenBatch, pack_documents
 from bloomery.data.shards import Corpus
+from bloomery.data.sources import OnBadRow
+from bloomery.errors import DataError
 from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs
 from bloomery.recipe import Section
 from bloomery.seeds import derive
 from bloomery.train import optim, precision, schedule
+
+T = TypeVar("T")
 
 
 class Optimiser(Section):
@@ -79,12 +84,23 @@ class Replay(Section):
     """Weight of the mean loss per pretraining token; 0, or no corpus, leaves it out."""
     batch: int = Field(2, ge=1)
     """Rows of text in a step."""
-    length: int = Field(256, ge=2)
-    """Tokens of a row."""
+    length: int | None = Field(None, ge=2)
+    """Tokens of a row; the model's context when not given."""
 
     def loss(self, model: Llama, corpus: Corpus, seed: int, step: int) -> Tensor:
         """The mean loss of a step's text, not yet weighted."""
         return text_loss(model, corpus, rows=self.batch, length=self.length, seed=seed, step=step)
+
+
+def read_all(
+    read: Callable[..., Iterator[T]], paths: Sequence[Path], on_bad_row: OnBadRow, say: Callable[[str], None]
+) -> list[T]:
+    """Every record of some files, by one of the readers of `data.sources`; says how many rows it skipped."""
+    skipped: list[DataError] = []
+    records = [r for path in paths for r in read(path, on_bad_row=on_bad_row, skipped=skipped)]
+    if skipped:
+        say(f"skipped {len(skipped)} bad rows of {len(skipped) + len(records)}; the first: {skipped[0]}")
+    return records
 
 
 def is_held_out(name: str, share: float) -> bool:
@@ -98,8 +114,9 @@ def text_losses(model: Llama, batch: TokenBatch) -> Tensor:
     return nll(counted_logprobs(hidden, model.logits, batch.tokens, batch.mask)[0])
 
 
-def text_loss(model: Llama, corpus: Corpus, *, rows: int, length: int, seed: int, step: int) -> Tensor:
+def text_loss(model: Llama, corpus: Corpus, *, rows: int, length: int | None, seed: int, step: int) -> Tensor:
     """Mean next-token loss on a batch of pretraining text, to be added to another objective."""
+    length = length or model.config.max_position_embeddings
     batch = pack_documents(corpus, "train", batch_size=rows, length=length, seed=seed, step=step)
     batch = batch.to(next(model.parameters()).device)
     return aggregate(text_losses(model, batch), batch.mask, batch.num_tokens)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from bloomery.data.shards import Corpus
-from bloomery.data.sources import read_prompts
+from bloomery.data.sources import OnBadRow, read_prompts
 from bloomery.errors import ArtifactError, DataError, UsageError
 from bloomery.evals import honesty
 from bloomery.evals.ask import Asked, Reply, ask
@@ -55,6 +55,8 @@ class Evaluate(Section):
     """A reward model whose score of each answer is written beside the oracle's."""
     chat: bool = True
     """False for a base model, which is asked by continuation (see bloomery.evals.ask)."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
     max_tokens: int = Field(40, ge=1)
     """An answer longer than this is cut, and counts as unfinished."""
@@ -121,7 +123,7 @@ def questions(recipe: Evaluate) -> list[Asked]:
             if question and question.split == "eval":
                 asked.append(question)
     elif recipe.questions is not None:
-        asked.extend(read_prompts(recipe.questions))
+        asked.extend(read_prompts(recipe.questions, on_bad_row=recipe.on_bad_row))
     if not asked:
         raise UsageError(
             "there is nothing to ask", do="give `world`, or `questions` with at least one prompt"

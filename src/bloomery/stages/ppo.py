@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
-from bloomery.data.sources import read_prompts
+from bloomery.data.sources import OnBadRow, read_prompts
+from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
@@ -26,12 +27,12 @@ from bloomery.rewards.model import RewardModel
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
-from bloomery.stages.common import Compute, Optimiser, text_loss
+from bloomery.stages.common import Compute, Optimiser, read_all, text_loss
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Rollout
+from bloomery.types import Prompt, Rollout
 
 
 class Ppo(Section):
@@ -43,9 +44,11 @@ class Ppo(Section):
     """The frozen model the leash is tied to: the SFT model."""
     reward: InputPath
     """The frozen reward model; the critic starts from it too."""
-    prompts: InputPath
+    prompts: tuple[InputPath, ...]
     corpus: InputPath | None = None
     """Pretraining text for the ptx term."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
     steps: int = Field(50, ge=1)
     prompts_per_step: int = Field(128, ge=1)
@@ -70,7 +73,8 @@ class Ppo(Section):
     ptx_coef: float = Field(0.0, ge=0)
     """gamma of PPO-ptx, for the mean loss per pretraining token."""
     ptx_batch: int = Field(16, ge=1)
-    ptx_length: int = Field(256, ge=2)
+    ptx_length: int | None = Field(None, ge=2)
+    """Tokens of a row; the model's context when not given."""
     optimiser: Optimiser = Optimiser(learning_rate=3e-5, schedule="constant", warmup=5, weight_decay=0.0)
     critic: Optimiser = Optimiser(learning_rate=1e-4, schedule="constant", warmup=5, weight_decay=0.0)
     compute: Compute = Compute()
@@ -96,7 +100,8 @@ def run(recipe: Ppo, out: Path) -> None:
         critic = hub.load(recipe.reward, "scalar").to(device)
         judge = RewardModel(hub.load(recipe.reward, "scalar").to(device), chat.tokenizer.pad_id)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
-        prompts = list(read_prompts(recipe.prompts))
+        prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, run.line)
+        prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, run.line)
         rates = recipe.optimiser
         optimizer, critic_optimizer = rates.adamw(actor), recipe.critic.adamw(critic)
         run.track(actor=actor, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
@@ -132,7 +137,17 @@ def run(recipe: Ppo, out: Path) -> None:
             }
             run.log(step, metrics)
         hub.save(actor, out, tokenizer_dir=recipe.policy)
-        run.finish(data=[{"source": str(recipe.prompts), "prompts": len(prompts)}])
+        run.finish(data=[{"source": str(path)} for path in recipe.prompts])
+
+
+def fitting(prompts: list[Prompt], chat: Chat, limit: int, say: Callable[[str], None]) -> list[Prompt]:
+    """The prompts that leave room for an answer; says how many do not."""
+    fit = [p for p in prompts if len(chat.prompt(p.messages)) <= limit]
+    if len(fit) < len(prompts):
+        say(f"left out {len(prompts) - len(fit)} of {len(prompts)} prompts longer than {limit} tokens")
+    if not fit:
+        raise UsageError("no prompt leaves room for an answer", expected=f"prompts of at most {limit} tokens")
+    return fit
 
 
 def score(judge: RewardModel, rollouts: list[Rollout], recipe: Ppo) -> list[float]:

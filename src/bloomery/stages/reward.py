@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
-from bloomery.data.sources import read_conversations, read_rankings
+from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
 from bloomery.evals.reward import Scored, length_preference, report_card
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
@@ -26,7 +26,7 @@ from bloomery.objectives.reward import kwise_loss, pair_accuracy
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.model import score_sequences, score_slates
 from bloomery.seeds import derive
-from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out
+from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out, read_all
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -51,6 +51,8 @@ class RewardRecipe(Section):
     """Continue from this reward model (the last round's) instead of the SFT model."""
     gold: tuple[InputPath, ...] = ()
     """The oracle's verdicts, used for the report card only, never for training."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
     epochs: float = Field(3.0, gt=0)
     batch: int = Field(8, ge=1)
@@ -92,7 +94,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         # The language model that replays text reads with the trunk that is being trained.
         reader.to(device).model = model.model
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
-        rankings = [r for path in recipe.rankings for r in read_rankings(path)]
+        rankings = read_all(read_rankings, recipe.rankings, recipe.on_bad_row, run.line)
         slates = make_slates(rankings, chat, recipe.use_corrections)
         fit = [s for s in slates if len(max(s.sequences, key=len)) <= model.config.max_position_embeddings]
         if len(fit) < len(slates):
@@ -228,7 +230,8 @@ def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int) 
 
 def shift_to_zero(model: ScalarModel, demonstrations: Path, chat: Chat) -> None:
     """Shift the output so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4)."""
-    sequences = [chat.render(c.messages).tokens for c in read_conversations(demonstrations)]
+    conversations = read_all(read_conversations, [demonstrations], "skip", lambda text: None)
+    sequences = [chat.render(c.messages).tokens for c in conversations]
     fit = [q for q in sequences if len(q) <= model.config.max_position_embeddings]
     with torch.no_grad():
         model.shift -= score_sequences(model, fit, chat.tokenizer.pad_id).mean()

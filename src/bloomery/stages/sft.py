@@ -11,13 +11,13 @@ from pydantic import Field
 from bloomery.data.batches import TokenBatch, pad
 from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
-from bloomery.data.sources import read_conversations
+from bloomery.data.sources import OnBadRow, read_conversations
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs, masked_mean
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out
+from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out, read_all
 from bloomery.text.chat import Chat, Rendered, require_trained
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -29,6 +29,8 @@ class Sft(Section):
 
     model: InputPath
     demonstrations: tuple[InputPath, ...]
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
     corpus: InputPath | None = None
     """Pretraining text to go on reading, so that learning to answer does not unlearn the facts."""
@@ -48,7 +50,7 @@ def run(recipe: Sft, out: Path) -> None:
     with Run(out, stage="sft", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
         model = hub.load(recipe.model).to(device)
-        conversations = [c for path in recipe.demonstrations for c in read_conversations(path)]
+        conversations = read_all(read_conversations, recipe.demonstrations, recipe.on_bad_row, run.line)
         rendered = {c.id: require_trained(chat.render(c.messages), c.id) for c in conversations}
         context = model.config.max_position_embeddings
         fit = {name: e for name, e in rendered.items() if len(e.tokens) <= context}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bloomery.data.sources import read_conversations, read_documents
+from bloomery.data.sources import OnBadRow, read_conversations, read_documents
 from bloomery.recipe import InputPath, Section
+from bloomery.stages.common import read_all
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train.run import Run
 
@@ -18,6 +19,8 @@ class TokenizerRecipe(Section):
     documents: tuple[InputPath, ...]
     conversations: tuple[InputPath, ...] = ()
     """Chats whose text is read too, so that what people say is spelled with few tokens."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
     vocab_size: int = Field(2048, ge=262)
     """Entries, the 256 bytes and the special tokens included."""
 
@@ -25,9 +28,8 @@ class TokenizerRecipe(Section):
 def run(recipe: TokenizerRecipe, out: Path) -> None:
     with Run(out, stage="tokenizer", recipe=recipe) as run:
         texts = [d.text for path in recipe.documents for d in read_documents(path)]
-        texts += [
-            m.content for path in recipe.conversations for c in read_conversations(path) for m in c.messages
-        ]
+        chats = read_all(read_conversations, recipe.conversations, recipe.on_bad_row, run.line)
+        texts += [m.content for c in chats for m in c.messages]
         tokenizer = Tokenizer.train(texts, recipe.vocab_size)
         tokenizer.save(out)
         num_bytes = sum(len(text.encode()) for text in texts)
