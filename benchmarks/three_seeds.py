@@ -40,9 +40,8 @@ def main() -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    print(
-        f"commit {commit.stdout.strip()}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    print(f"commit {commit.stdout.strip()}, {machine}")
     missed = 0
     for seed in arguments.seeds:
         out = arguments.out / f"seed-{seed}"
