@@ -50,11 +50,11 @@ class Ppo(Section):
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
-    steps: int = Field(50, ge=1)
+    steps: int = Field(40, ge=1)
     prompts_per_step: int = Field(128, ge=1)
     max_tokens: int = Field(32, ge=1)
     temperature: float = Field(1.0, gt=0)
-    kl_coef: float = Field(0.07, ge=0)
+    kl_coef: float = Field(0.1, ge=0)
     """beta: what a nat of divergence from the reference costs."""
     gamma: float = Field(1.0, ge=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
@@ -75,7 +75,7 @@ class Ppo(Section):
     ptx_batch: int = Field(16, ge=1)
     ptx_length: int | None = Field(None, ge=2)
     """Tokens of a row; the model's context when not given."""
-    optimiser: Optimiser = Optimiser(learning_rate=3e-5, schedule="constant", warmup=5, weight_decay=0.0)
+    optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
     critic: Optimiser = Optimiser(learning_rate=1e-4, schedule="constant", warmup=5, weight_decay=0.0)
     compute: Compute = Compute()
 

@@ -56,17 +56,16 @@ def run(recipe: Sft, out: Path) -> None:
         fit = {name: e for name, e in rendered.items() if len(e.tokens) <= context}
         if len(fit) < len(rendered):
             run.line(f"left out {len(rendered) - len(fit)} conversations longer than the context")
-        held_out = [e for name, e in fit.items() if is_held_out(name, recipe.held_out)]
-        training = {name: e for name, e in fit.items() if not is_held_out(name, recipe.held_out)}
-        ids, examples = list(training), list(training.values())
+        held_out = [e for name, e in fit if is_held_out(name, recipe.held_out)]
+        training = [(name, e) for name, e in fit if not is_held_out(name, recipe.held_out)]
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
         optimizer = recipe.optimiser.adamw(model)
         run.track(model=model, optimizer=optimizer)
-        total = max(1, round(recipe.epochs * len(examples) / recipe.batch))
+        total = max(1, round(recipe.epochs * len(training) / recipe.batch))
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            chosen = batch_indices(len(examples), recipe.batch, seed=recipe.seed, step=step)
-            batch = pad([examples[i] for i in chosen], chat.tokenizer.pad_id).to(device)
+            chosen = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
+            batch = pad([training[i][1] for i in chosen], chat.tokenizer.pad_id).to(device)
             counted = int(batch.mask.sum())
             with autocast():
                 logprobs, entropy = answer_logprobs(model, batch)
@@ -82,7 +81,7 @@ def run(recipe: Sft, out: Path) -> None:
                 recipe.optimiser.max_norm,
                 guard=run.guard,
                 loss=objective,
-                batch=[ids[i] for i in chosen],
+                batch=[training[i][0] for i in chosen],
             )
             metrics = {
                 "loss": loss.item(),
@@ -91,7 +90,7 @@ def run(recipe: Sft, out: Path) -> None:
                 "grad_norm": norm,
                 "mean_token_accuracy": float(masked_mean(logprobs.detach().exp(), batch.mask)),
                 "num_tokens": counted,
-                "epoch": (step + 1) * recipe.batch / len(examples),
+                "epoch": (step + 1) * recipe.batch / len(training),
             }
             if corpus is not None:
                 metrics["loss/replay"] = replay.item()
@@ -102,7 +101,7 @@ def run(recipe: Sft, out: Path) -> None:
             run.log(step, metrics)
         hub.save(model, out, tokenizer_dir=recipe.model)
         run.finish(
-            data=[{"source": str(p), "conversations": len(conversations)} for p in recipe.demonstrations],
+            data=[{"source": str(path), "conversations": len(several)} for path, several in shown],
             people=[
                 {"id": who, "kind": "simulated"}
                 for who in sorted({c.author for c in conversations if c.author})

@@ -60,7 +60,7 @@ MIX: dict[str, float] = {
     "lookalike": 0.03,
 }
 PER_PERSON: dict[Split, float] = {"demo": 25.0, "label": 25.0, "eval": 9.5}
-STRANGER_SHARE = 0.65  # of the questions about facts that are in no document
+STRANGER_SHARE = 0.85
 
 
 @dataclass(frozen=True)
