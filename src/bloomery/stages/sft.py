@@ -50,10 +50,14 @@ def run(recipe: Sft, out: Path) -> None:
     with Run(out, stage="sft", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
         model = hub.load(recipe.model).to(device)
-        conversations = read_all(read_conversations, recipe.demonstrations, recipe.on_bad_row, run.line)
-        rendered = {c.id: require_trained(chat.render(c.messages), c.id) for c in conversations}
+        shown = [
+            (path, read_all(read_conversations, [path], recipe.on_bad_row, run.line))
+            for path in recipe.demonstrations
+        ]
+        conversations = [c for _, several in shown for c in several]
+        rendered = [(c.id, require_trained(chat.render(c.messages), c.id)) for c in conversations]
         context = model.config.max_position_embeddings
-        fit = {name: e for name, e in rendered.items() if len(e.tokens) <= context}
+        fit = [(name, e) for name, e in rendered if len(e.tokens) <= context]
         if len(fit) < len(rendered):
             run.line(f"left out {len(rendered) - len(fit)} conversations longer than the context")
         held_out = [e for name, e in fit if is_held_out(name, recipe.held_out)]
