@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bloomery.data.batches import pack_documents
 from bloomery.data.shards import Corpus
+from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
@@ -532,6 +533,18 @@ def test_ptx_needs_a_corpus_and_a_coefficient(
     with_text = run(place, model_dir, tmp_path / "a", ptx_coef=1.0, **text)
     assert with_text[0]["loss/ptx_avg"] > 0
     assert "loss/ptx_avg" not in run(place, model_dir, tmp_path / "b", ptx_coef=0.0, **text)[0]
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_counted(chat: Chat) -> None:
+    said: list[str] = []
+    prompts = [Prompt(id=str(n), messages=tiny.user(" red" * n)) for n in range(1, 9)]
+    # <|user|> ... <|end|> <|assistant|>: three tokens more than words
+    assert [p.id for p in ppo.fitting(prompts, chat, 8, said.append)] == ["1", "2", "3", "4", "5"]
+    assert said == ["left out 3 of 8 prompts longer than 8 tokens"]
+    assert ppo.fitting(prompts, chat, 11, said.append) == prompts
+    assert len(said) == 1
+    with pytest.raises(UsageError, match="no prompt leaves room"):
+        ppo.fitting(prompts, chat, 3, said.append)
 
 
 def share_of_high_ids(model: Llama, chat: Chat, vocab: int) -> float:

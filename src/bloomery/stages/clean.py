@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from bloomery.data.sources import OnBadRow, read_documents
 from bloomery.recipe import InputPath, Section
 from bloomery.stages.common import read_all
 from bloomery.train.run import Run
+from bloomery.types import Document
 
 
 class Clean(Section):
@@ -37,7 +39,7 @@ class Clean(Section):
 
 def run(recipe: Clean, out: Path) -> None:
     with Run(out, stage="clean", recipe=recipe) as run:
-        documents = read_all(read_documents, recipe.documents, recipe.on_bad_row, run.line)
+        documents = apart(read_all(read_documents, recipe.documents, recipe.on_bad_row, run.line), run.line)
         good, report = drop_bad(documents, recipe.rules)
         run.line(f"{len(documents) - len(good):,} of {len(documents):,} documents break a rule")
         single, found = dedupe(good, threshold=recipe.threshold, near=recipe.near)
@@ -63,3 +65,21 @@ def run(recipe: Clean, out: Path) -> None:
                 for source, n in sorted(Counter(d.source for d in mixed).items())
             ]
         )
+
+
+def apart(documents: Sequence[Document], say: Callable[[str], None]) -> list[Document]:
+    """The documents with ids of their own: of several files' documents called `7`, the second becomes
+    `7/2`. Says how many."""
+    seen: set[str] = set()
+    found: list[Document] = []
+    for document in documents:
+        name, number = document.id, 1
+        while name in seen:
+            number += 1
+            name = f"{document.id}/{number}"
+        seen.add(name)
+        found.append(document if number == 1 else document.model_copy(update={"id": name}))
+    renamed = sum(a.id != b.id for a, b in zip(documents, found, strict=True))
+    if renamed:
+        say(f"{renamed:,} documents have the id of another file's and get one of their own")
+    return found
