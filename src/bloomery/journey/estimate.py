@@ -148,8 +148,8 @@ def _replayed(recipe: Any, known: Known, steps: float) -> float:
     """Seconds for the pretraining text that a stage goes on reading."""
     if recipe.corpus is None or recipe.replay.coef == 0:
         return 0.0
-    tokens = steps * recipe.replay.batch * recipe.replay.length
-    return known.seconds("train", tokens, recipe.replay.length, passes=3)
+    length = recipe.replay.length or known.config.max_position_embeddings
+    return known.seconds("train", steps * recipe.replay.batch * length, length, passes=3)
 
 
 def _label(recipe: Any, known: Known) -> Estimate:
@@ -178,8 +178,9 @@ def _ppo(recipe: Any, known: Known) -> Estimate:
     scored = known.seconds("score", 3 * episodes * length, length)
     learned = known.seconds("train", 2 * recipe.epochs * episodes * length, length, passes=3)
     if recipe.ptx_coef > 0:
-        tokens = recipe.steps * recipe.epochs * recipe.minibatches * recipe.ptx_batch * recipe.ptx_length
-        learned += known.seconds("train", tokens, recipe.ptx_length, passes=3)
+        length = recipe.ptx_length or known.config.max_position_embeddings
+        tokens = recipe.steps * recipe.epochs * recipe.minibatches * recipe.ptx_batch * length
+        learned += known.seconds("train", tokens, length, passes=3)
     return known.training(recipe.prompts_per_step * length, drawn + scored + learned, models=2)
 
 
