@@ -351,7 +351,10 @@ def test_every_pass_goes_once_over_all_rollouts(scene: Scene, monkeypatch: pytes
 
 
 def test_target_kl_ends_the_passes_before_another_step(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = recipe(epochs=3, minibatches=2, target_kl=1e-7, optimiser=Optimiser(learning_rate=0.01))
+    # With so wide a clip nothing is ever clipped: what stops the passes is the distance.
+    settings = recipe(
+        epochs=3, minibatches=2, target_kl=1e-7, clip=50.0, optimiser=Optimiser(learning_rate=0.01)
+    )
     experience, _ = scene.look_back(settings)
     real, states = ppo.update.apply, list[tuple[Tensor, Tensor]]()
 
@@ -529,10 +532,14 @@ def test_the_judge_and_the_reference_never_move_and_the_critic_starts_as_the_jud
 def test_ptx_needs_a_corpus_and_a_coefficient(
     place: Path, model_dir: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    text = {"corpus": corpus.path, "ptx_batch": 2, "ptx_length": 24, "steps": 1}
-    with_text = run(place, model_dir, tmp_path / "a", ptx_coef=1.0, **text)
-    assert with_text[0]["loss/ptx_avg"] > 0
-    assert "loss/ptx_avg" not in run(place, model_dir, tmp_path / "b", ptx_coef=0.0, **text)[0]
+    once = {"corpus": corpus.path, "ptx_batch": 2, "steps": 1, "epochs": 1, "minibatches": 1}
+    (row,) = run(place, model_dir, tmp_path / "a", ptx_coef=1.0, **once)
+    # Rows as long as the model's context, when nothing else is said.
+    batch = pack_documents(corpus, "train", batch_size=2, length=64, seed=0, step=0)
+    assert row["loss/ptx_avg"] == pytest.approx(
+        tiny.plain_text_loss(hub.load(model_dir), batch).item(), abs=1e-5
+    )
+    assert "loss/ptx_avg" not in run(place, model_dir, tmp_path / "b", ptx_coef=0.0, **once)[0]
 
 
 def test_prompts_that_leave_no_room_are_left_out_and_counted(chat: Chat) -> None:
