@@ -50,6 +50,9 @@ def test_same_as_one_document_at_a_time(texts: list[Document], chat: Chat, tmp_p
         assert got[name].mean == pytest.approx(bits / size, rel=1e-4)
         assert got[name].n == size
         assert got[name].low <= got[name].mean <= got[name].high  # type: ignore[operator]
+    part = held_out_bits(model, corpus, length=96, batch_size=1, max_batches=1)
+    assert set(part) == set(sums)
+    assert part["all"].n == part["news"].n + part["forum"].n < got["all"].n  # type: ignore[operator]
 
 
 def test_needs_held_out_text(texts: list[Document], chat: Chat, tmp_path: Path) -> None:

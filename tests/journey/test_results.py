@@ -64,7 +64,7 @@ def out(tmp_path: Path) -> Path:
             "high": 0.9,
             "agreement": 0.85,
             "length_baseline": 0.5,
-            "more": 1,
+            "agreed": {"accuracy": 0.95},
         }
         (tmp_path / f"reward-{number}" / "evaluation.json").write_text(json.dumps(card))
     (tmp_path / "reward").symlink_to("reward-10")
@@ -92,6 +92,10 @@ def test_the_promised_shape_exactly(out: Path) -> None:
     assert got["reward_model"] == {
         "accuracy": 0.8, "low": 0.7, "high": 0.9, "agreement": 0.85, "length_baseline": 0.5
     }  # fmt: skip
+    assert got["reward_model_agreed"] == {"accuracy": 0.95}
+    assert "80.0% of held-out pairs (70.0–90.0), 95.0% of those that annotators agree on" in "\n".join(
+        results._notes(got)
+    )
     assert got["seconds"] == {"base": 12.5}
     assert got["seed"] == 11
 

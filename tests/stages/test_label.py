@@ -25,7 +25,7 @@ from bloomery.stages.world import WorldRecipe
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Ranking
-from bloomery.world import Oracle, annotators
+from bloomery.world import Oracle, annotators, read_questions, read_world
 
 PROMPTS, OVERLAP, PANEL, K = 16, 2, 5, 4
 STYLES = ("right", "abstain", "garbled", "compliance")
@@ -81,7 +81,7 @@ def test_every_ranking_comes_out_of_the_store(out: Path, rankings: list[Ranking]
 
 def test_a_ranking_is_what_that_annotator_says_of_those_answers(place: Path, rankings: list[Ranking]) -> None:
     """Asked again, from the file alone: ranks, ratings and corrections stand by the answers they are of."""
-    world, asked = label.read_world(place / "world")
+    world, asked = read_world(place / "world"), read_questions(place / "world")
     oracle, panel = Oracle(world), {a.id: a for a in annotators(3, PANEL)}
     known = {q.messages: q for q in asked if q.split == "label"}
     for r in rankings:
@@ -103,7 +103,7 @@ def test_slates_hold_two_to_k_different_answers(rankings: list[Ranking]) -> None
 def test_models_and_written_styles_are_both_there_and_known_by_name(
     place: Path, out: Path, rankings: list[Ranking]
 ) -> None:
-    world, asked = label.read_world(place / "world")
+    world, asked = read_world(place / "world"), read_questions(place / "world")
     oracle, known = Oracle(world), {q.messages: q for q in asked}
     wrote: Counter[str] = Counter()
     first: Counter[str] = Counter()
@@ -137,7 +137,7 @@ def test_models_and_written_styles_are_both_there_and_known_by_name(
 
 
 def test_right_answers_are_not_written_where_nobody_could_look_them_up(place: Path) -> None:
-    _, asked = label.read_world(place / "world")
+    asked = read_questions(place / "world")
     never = next(q for q in asked if q.exposure == "never")
     often = next(q for q in asked if q.exposure == "often")
     harmful = next(q for q in asked if q.kind == "harmful")
@@ -150,7 +150,7 @@ def test_right_answers_are_not_written_where_nobody_could_look_them_up(place: Pa
 def test_gold_grades_every_answer_and_stays_out_of_what_is_trained_on(
     place: Path, out: Path, rankings: list[Ranking]
 ) -> None:
-    world, asked = label.read_world(place / "world")
+    world, asked = read_world(place / "world"), read_questions(place / "world")
     oracle, known = Oracle(world), {prompt_id(q.messages): q for q in asked if q.split == "label"}
     texts: dict[str, set[str]] = {}
     for r in rankings:
@@ -168,7 +168,7 @@ def test_gold_grades_every_answer_and_stays_out_of_what_is_trained_on(
 
 
 def test_only_prompts_for_labelling_are_asked(place: Path, rankings: list[Ranking]) -> None:
-    _, asked = label.read_world(place / "world")
+    asked = read_questions(place / "world")
     splits = {q.messages: q.split for q in asked}
     assert {splits[r.prompt] for r in rankings} == {"label"}
 
@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_other_ones(
 
 
 def test_a_slate_is_drawn_from_different_texts(place: Path) -> None:
-    _, asked = label.read_world(place / "world")
+    asked = read_questions(place / "world")
     answers = [tiny.ranking("x", (text, "-"), (1, 1)).completions[0] for text in "abcabcdef"]
     drawn = [label.slate(recipe(place), q, answers) for q in asked[:30]]
     assert all(len({c.text for c in s}) == len(s) == K for s in drawn)
@@ -200,7 +200,7 @@ def test_prompts_with_one_answer_only_are_left_out_and_counted(
     """Two greedy draws of one model are one answer; only what is harmful gets a second one here."""
     arms = (Arm(name="sft", model=place / "model", samples=2, temperature=0.0),)
     label.run(recipe(place, arms=arms, styles=("compliance",), prompts=60), tmp_path / "out")
-    _, asked = label.read_world(place / "world")
+    asked = read_questions(place / "world")
     pool = {q.messages: q for q in asked if q.split == "label"}
     found = {r.prompt for r in read_rankings(tmp_path / "out" / "rankings.jsonl")}
     assert {pool[p].kind for p in found} == {"harmful"}

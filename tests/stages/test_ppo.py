@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from bloomery.models.llama import Llama, ScalarModel
 from bloomery.rewards.model import RewardModel
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
-from bloomery.stages import ppo
+from bloomery.stages import ppo, world
 from bloomery.stages.common import Optimiser
 from bloomery.stages.ppo import Experience, Learner, Ppo
+from bloomery.stages.world import WorldRecipe
 from bloomery.text.chat import Chat
 from bloomery.train.step import Guard
 from bloomery.types import Completion, Prompt, Rollout
+from bloomery.world import Oracle, Question, read_questions
 
 SAID = [(1, "stop"), (5, "length"), (3, "stop"), (6, "stop"), (2, "length"), (4, "stop")]
 ASKED = ["red", "what is best", "one two three", "tea", "blue jam", "is plum red"]
@@ -492,6 +495,32 @@ def run(place: Path, model: Path, out: Path, **changed: Any) -> list[dict[str, A
     }
     ppo.run(Ppo(**{**settings, **small, **changed}), out)
     return tiny.lines(out / "metrics.jsonl")
+
+
+def test_the_oracle_s_grade_is_logged_and_teaches_nothing(
+    place: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run(WorldRecipe(seed=1, size=8), tmp_path / "world")
+    asked = [q for q in read_questions(tmp_path / "world") if len(q.messages) == 1][:8]
+    tiny.write_lines(
+        tmp_path / "prompts.jsonl",
+        [{"id": q.id, "prompt": [{"role": "user", "content": q.text}]} for q in asked],
+    )
+    changed = {"prompts": (tmp_path / "prompts.jsonl",), "steps": 2, "prompts_per_step": 4}
+    graded: list[tuple[str, str]] = []
+
+    def judge(self: Oracle, question: Question, text: str) -> Any:
+        graded.append((question.id, text))
+        return SimpleNamespace(reward=float(len(graded)))
+
+    monkeypatch.setattr(Oracle, "judge", judge)
+    seen = run(place, model_dir, tmp_path / "seen", world=tmp_path / "world", **changed)
+    unseen = run(place, model_dir, tmp_path / "unseen", **changed)
+    assert [row["gold/graded_reward"] for row in seen] == [2.5, 6.5]  # means of 1..4 and 5..8
+    assert {who for who, _ in graded} <= {q.id for q in asked}
+    assert not any("gold/graded_reward" in row for row in unseen)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("seen", "unseen")]
+    assert weights[0] == weights[1]
 
 
 def test_the_judge_and_the_reference_never_move_and_the_critic_starts_as_the_judge(

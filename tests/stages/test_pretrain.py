@@ -4,6 +4,7 @@ whose entropy is known, below which no model can go."""
 from __future__ import annotations
 
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from bloomery.data.batches import TokenBatch, pack_documents
+from bloomery.data.batches import TokenBatch, one_pass, pack_documents
 from bloomery.data.shards import Corpus
 from bloomery.errors import UsageError
 from bloomery.lineage import digest_file
@@ -67,12 +68,14 @@ def test_the_first_step_and_both_kinds_of_bits_per_byte_by_hand(
         assert row["train/loss"] == pytest.approx(loss, abs=1e-5)
         bits = loss * batch.num_tokens / math.log(2)
         assert row["train/bpb"] == pytest.approx(bits / bytes_of(tokenizer, batch), abs=1e-5)
-        held = [batch_of(corpus, "val", step) for step in range(2)]
+        held = list(islice(one_pass(corpus, "val", batch_size=8, length=CONTEXT), 2))
         nats = sum(tiny.plain_text_loss(model, b).item() * b.num_tokens for b in held)
     num_bytes, counted = sum(bytes_of(tokenizer, b) for b in held), sum(b.num_tokens for b in held)
     assert row["val/bpb"] == pytest.approx(nats / math.log(2) / num_bytes, abs=1e-4)
     # Before training every token costs about log2(V) bits.
     assert row["val/bpb"] == pytest.approx(math.log2(tokenizer.vocab_size) * counted / num_bytes, rel=0.01)
+    sources = {shard.source for shard in corpus.split("val")}
+    assert {key for key in row if key.startswith("val/bpb/")} == {f"val/bpb/{name}" for name in sources}
     assert row["num_tokens"] == 8 * CONTEXT
 
 

@@ -19,6 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from bloomery.data.batches import pack_documents
 from bloomery.data.convert import write
+from bloomery.errors import UsageError
 from bloomery.lineage import digest_file
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
@@ -426,3 +427,15 @@ def test_it_learns_a_planted_preference_and_nothing_from_shuffled_labels(
         assert card["low"] <= card["accuracy"] <= card["high"]
     else:
         assert 0.35 < card["accuracy"] < 0.65
+
+
+def test_rankings_of_which_none_fits_are_an_error() -> None:
+    long = Slate("a", ("x", "y"), ((1,) * 9, (2,) * 3), ((1, 2),))
+    with pytest.raises(UsageError, match="1 prompts with submitted rankings, 0 within 8 tokens"):
+        reward.split([long], 8, 0.1, lambda text: None)
+    said: list[str] = []
+    short = [Slate(str(n), ("x", "y"), ((1,) * 8, (2,) * 3), ((1, 2),)) for n in range(200)]
+    training, held_out = reward.split([*short, long], 8, 0.1, said.append)
+    assert [s.id for s in sorted((*training, *held_out), key=lambda s: int(s.id))] == [s.id for s in short]
+    assert 5 < len(held_out) < 40
+    assert said == ["left out 1 of 201 slates longer than the context"]

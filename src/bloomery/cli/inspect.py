@@ -111,9 +111,9 @@ def _example(record: object) -> Iterator[str]:
 
 
 def _world(path: Path) -> Iterator[RenderableType]:
-    from bloomery.world import World
+    from bloomery.world import read_world
 
-    world = World.from_json((path / "world.json").read_text(encoding="utf-8"))
+    world = read_world(path)
     yield f"{path}: the embedded world"
     yield table(("", ""), list(_leaves(world.describe())))
     for name in ("documents.jsonl", "demonstrations.jsonl", "prompts.jsonl"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,9 +17,17 @@ from bloomery.objectives.token import counted_logprobs
 
 
 def held_out_bits(
-    model: Llama, corpus: Corpus, *, length: int, batch_size: int = 32, seed: int = 0
+    model: Llama,
+    corpus: Corpus,
+    *,
+    length: int,
+    batch_size: int = 32,
+    max_batches: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Bits per byte on the whole validation split, teacher-forced: in "all", and by source.
+    """Bits per byte on the validation split, teacher-forced: in "all", and by source.
+
+    Of each source the first `max_batches` batches are read; everything when not given.
 
     Every document is read once, from its start, packed into rows of `length`. Intervals draw whole rows;
     `n` is the number of bytes predicted. Raises `UsageError` when the corpus has no validation split.
@@ -26,7 +35,7 @@ def held_out_bits(
     rows: dict[str, list[tuple[float, int]]] = {}
     for source in sorted({shard.source for shard in corpus.split("val")}):
         batches = one_pass(corpus, "val", batch_size=batch_size, length=length, source=source)
-        rows[source] = [row for batch in batches for row in _rows(model, corpus, batch)]
+        rows[source] = [row for batch in islice(batches, max_batches) for row in _rows(model, corpus, batch)]
     everything = [row for found in rows.values() for row in found]
     return {
         name: _bits(found, seed)

@@ -102,6 +102,7 @@ def world_plan(j: _Journey, out: Path) -> Plan:
             reward=reward,
             prompts=[world / "prompts.jsonl"],
             corpus=corpus,
+            world=world,
         )
         add(f"evaluate-rl-{n}", "evaluate", j.evaluate, model=models["rl"], reward=reward, **measured)
     return steps.plan(j.rounds)

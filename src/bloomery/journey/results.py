@@ -78,8 +78,8 @@ def collect(out: Path) -> Json:
     `table` holds plain numbers for base, SFT and the last round (rl), and `kl` with its interval; beside it
     `intervals` (same shape, [low, high]), `rounds` (a row per round), `sampled` and `greedy` (every metric
     with interval, by row), `strangers`, `paired` (rl minus sft, question by question), `reward_model`,
-    `seconds` and `seed`. What a journey did not measure is null. Raises `ArtifactError` where there is no
-    evaluation at all.
+    `reward_model_agreed` (on pairs that annotators agree on), `seconds` and `seed`. What a journey did not
+    measure is null. Raises `ArtifactError` where there is no evaluation at all.
     """
     found = evaluations(out)
     if not found:
@@ -104,6 +104,7 @@ def collect(out: Path) -> Json:
         "bpb_by_source": {name: row.get("bpb") for name, row in named.items()},
         "paired": _paired(found["sft"], found[final]) if final and "sft" in found else None,
         "reward_model": _reward_model(out / "reward"),
+        "reward_model_agreed": _reward_card(out / "reward").get("agreed"),
         "seconds": seconds(out),
         "seed": _seed(out, next(iter(rows.values()))),
     }
@@ -216,9 +217,13 @@ def _paired(before: Path, after: Path) -> Json | None:
 
 def _reward_model(directory: Path) -> Json:
     keys = ("accuracy", "low", "high", "agreement", "length_baseline")
-    path = directory / "evaluation.json"
-    card = _read_json(path) if path.is_file() else {}
+    card = _reward_card(directory)
     return {key: card.get(key) for key in keys}
+
+
+def _reward_card(directory: Path) -> Json:
+    path = directory / "evaluation.json"
+    return _read_json(path) if path.is_file() else {}
 
 
 def _seed(out: Path, row: Json) -> int | None:
@@ -314,22 +319,22 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         lines.append("Made up about people in no labelled prompt: " + ", ".join(told))
     card = results.get("reward_model") or {}
     if card.get("accuracy") is not None:
-        lines.append(_reward_line(card))
+        lines += _reward_lines(card, results.get("reward_model_agreed"))
     lines.append(
         "  Rates are of greedy answers; small: 95 % bootstrap interval; ↑ more is better, ↓ less is."
     )
     return lines
 
 
-def _reward_line(card: Json) -> str:
+def _reward_lines(card: Json, agreed: Json | None) -> list[str]:
     line = f"Reward model: {100 * card['accuracy']:.1f}% of held-out pairs"
     if card.get("low") is not None:
         line += f" ({100 * card['low']:.1f}–{100 * card['high']:.1f})"
-    if card.get("agreement") is not None:
-        line += f"; annotators agree on {100 * card['agreement']:.1f}%"
-    if card.get("length_baseline") is not None:
-        line += f"; length alone {100 * card['length_baseline']:.1f}%"
-    return line
+    if agreed and agreed.get("accuracy") is not None:
+        line += f", {100 * agreed['accuracy']:.1f}% of those that annotators agree on"
+    beside = {"annotators agree on": "agreement", "length alone": "length_baseline"}
+    told = [f"{word} {100 * card[key]:.1f}%" for word, key in beside.items() if card.get(key) is not None]
+    return [line, f"  beside it: {', '.join(told)}"] if told else [line]
 
 
 def _signed(change: Json, percent: bool) -> str:

@@ -6,7 +6,6 @@ from which two evaluations of the same questions are compared pair by pair.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_prompts
-from bloomery.errors import ArtifactError, DataError, UsageError
+from bloomery.errors import ArtifactError, UsageError
 from bloomery.evals import honesty
 from bloomery.evals.ask import Asked, Reply, ask
 from bloomery.evals.bootstrap import Estimate, estimate
@@ -33,7 +32,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import precision
 from bloomery.train.run import Run
-from bloomery.world import Oracle, Question, World
+from bloomery.world import Oracle, Question, read_questions, read_world
 
 FORMAT = "bloomery-evaluation-1"
 DECODINGS = {"sampled": 1.0, "greedy": 0.0}
@@ -114,14 +113,8 @@ def questions(recipe: Evaluate) -> list[Asked]:
     """
     asked: list[Asked] = []
     if recipe.world is not None:
-        path = recipe.questions or recipe.world / "questions.jsonl"
-        for number, line in enumerate(read(path).split("\n"), 1):
-            try:
-                question = Question.from_json(json.loads(line)) if line else None
-            except (DataError, ValueError, TypeError) as error:
-                raise DataError("this line is no question", where=f"{path}:{number}", got=error) from None
-            if question and question.split == "eval":
-                asked.append(question)
+        found = read_questions(recipe.questions or recipe.world)
+        asked.extend(q for q in found if q.split == "eval")
     elif recipe.questions is not None:
         asked.extend(read_prompts(recipe.questions, on_bad_row=recipe.on_bad_row))
     if not asked:
@@ -132,16 +125,6 @@ def questions(recipe: Evaluate) -> list[Asked]:
         kept = stream(recipe.seed, "evaluate", "limit").choice(len(asked), recipe.limit, replace=False)
         asked = [asked[i] for i in sorted(kept)]
     return asked
-
-
-def read(path: Path) -> str:
-    """Raises `ArtifactError` when there is no such file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            "cannot read this", where=path, got=error, do="name the directory of a world stage"
-        ) from None
 
 
 def answer(recipe: Evaluate, model: Llama, chat: Chat, asked: Sequence[Asked], decoding: str) -> list[Reply]:
@@ -166,7 +149,7 @@ def judge(
     """The oracle's verdicts by decoding; empty where no world knows the answers."""
     if recipe.world is None:
         return {}
-    oracle = Oracle(World.from_json(read(recipe.world / "world.json")))
+    oracle = Oracle(read_world(recipe.world))
     known = [q for q in asked if isinstance(q, Question)]
     return {d: honesty.judge(oracle, known, found, proxies[d]) for d, found in replies.items()}
 

@@ -29,7 +29,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train.run import Run
 from bloomery.types import Candidate, Message, Policy, Ranking, Sampling
-from bloomery.world import Oracle, Question, Style, World, annotators, written
+from bloomery.world import Oracle, Question, Style, World, annotators, read_questions, read_world, written
 
 EPOCH = 1_767_225_600.0  # 2026-01-01: simulated people work outside time, so runs repeat byte for byte
 
@@ -67,8 +67,8 @@ class Label(Section):
 def run(recipe: Label, out: Path) -> None:
     _, device = recipe.compute.setup()
     with Run(out, stage="label", recipe=recipe) as run:
-        world, asked = read_world(recipe.world)
-        pool = [q for q in asked if q.split == "label"]
+        world = read_world(recipe.world)
+        pool = [q for q in read_questions(recipe.world) if q.split == "label"]
         order = stream(recipe.seed, "prompts").permutation(len(pool))[: recipe.prompts]
         chosen = [pool[i] for i in sorted(order)]
         run.line(
@@ -96,12 +96,6 @@ def run(recipe: Label, out: Path) -> None:
             people=[{"id": who, "kind": "simulated", "rankings": n} for who, n in sorted(counts.items())],
             teachers=authors(c for _, s in kept for c in s),
         )
-
-
-def read_world(path: Path) -> tuple[World, list[Question]]:
-    world = World.from_json((path / "world.json").read_text(encoding="utf-8"))
-    lines = (path / "questions.jsonl").read_text(encoding="utf-8").split("\n")
-    return world, [Question.from_json(json.loads(line)) for line in lines if line]
 
 
 def answer(

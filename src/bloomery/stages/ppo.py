@@ -33,6 +33,7 @@ from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
 from bloomery.types import Prompt, Rollout
+from bloomery.world import Oracle, read_questions, read_world
 
 
 class Ppo(Section):
@@ -47,6 +48,8 @@ class Ppo(Section):
     prompts: tuple[InputPath, ...]
     corpus: InputPath | None = None
     """Pretraining text for the ptx term."""
+    world: InputPath | None = None
+    """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
@@ -106,6 +109,7 @@ def run(recipe: Ppo, out: Path) -> None:
         optimizer, critic_optimizer = rates.adamw(actor), recipe.critic.adamw(critic)
         run.track(actor=actor, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
         learner = Learner(actor, critic, optimizer, critic_optimizer, run.guard)
+        gold = gold_grades(recipe.world)
         engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
         for step in run.steps(recipe.steps):
             clock = time.perf_counter()
@@ -121,6 +125,7 @@ def run(recipe: Ppo, out: Path) -> None:
             sampled = time.perf_counter()
             scores = torch.tensor(score(judge, rollouts, recipe), device=device)
             experience, metrics = look_back(recipe, rollouts, scores, critic, reference, chat)
+            metrics |= gold(rollouts)
             scored = time.perf_counter()
             lr = rates.schedule_step(optimizer, step, recipe.steps)
             recipe.critic.schedule_step(critic_optimizer, step, recipe.steps)
@@ -148,6 +153,19 @@ def fitting(prompts: list[Prompt], chat: Chat, limit: int, say: Callable[[str], 
     if not fit:
         raise UsageError("no prompt leaves room for an answer", expected=f"prompts of at most {limit} tokens")
     return fit
+
+
+def gold_grades(world: Path | None) -> Callable[[list[Rollout]], dict[str, float]]:
+    """What a world's oracle says of a step's answers: for people to see, PPO learns nothing of it."""
+    if world is None:
+        return lambda rollouts: {}
+    oracle, asked = Oracle(read_world(world)), {q.id: q for q in read_questions(world)}
+
+    def grades(rollouts: list[Rollout]) -> dict[str, float]:
+        found = [oracle.judge(asked[r.prompt.id], r.text) for r in rollouts if r.prompt.id in asked]
+        return {"gold/graded_reward": float(np.mean([verdict.reward for verdict in found]))} if found else {}
+
+    return grades
 
 
 def score(judge: RewardModel, rollouts: list[Rollout], recipe: Ppo) -> list[float]:

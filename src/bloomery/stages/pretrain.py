@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from pydantic import Field
 
 from bloomery.data.batches import pack_documents
 from bloomery.data.shards import Corpus
+from bloomery.evals.language import held_out_bits
 from bloomery.models import hub
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, init
@@ -102,20 +102,23 @@ def run(recipe: Pretrain, out: Path) -> None:
                 "num_tokens": (step + 1) * recipe.batch * shape.context,
             }
             if (step + 1) % recipe.validate_every == 0 or step + 1 == total:
-                metrics |= validate(model, corpus, recipe, device)
+                metrics |= validate(model, corpus, recipe)
             run.log(step, metrics)
         hub.save(model, out, tokenizer_dir=recipe.tokenizer)
         run.finish()
 
 
-@torch.no_grad()
-def validate(model: Llama, corpus: Corpus, recipe: Pretrain, device: torch.device) -> dict[str, float]:
-    """Held-out bits per byte on the first batches of the validation split."""
-    nats, num_bytes = 0.0, 0
-    for step in range(recipe.validation_batches):
-        batch = pack_documents(
-            corpus, "val", batch_size=recipe.batch, length=recipe.model.context, seed=recipe.seed, step=step
-        )
-        nats += float(text_losses(model, batch.to(device)).sum())
-        num_bytes += batch.num_bytes
-    return {"val/bpb": bits_per_byte(nats, num_bytes)}
+def validate(model: Llama, corpus: Corpus, recipe: Pretrain) -> dict[str, float]:
+    """Held-out bits per byte over all sources and of each, from the first batches of every source."""
+    found = held_out_bits(
+        model,
+        corpus,
+        length=recipe.model.context,
+        batch_size=recipe.batch,
+        max_batches=recipe.validation_batches,
+    )
+    return {
+        "val/bpb" if name == "all" else f"val/bpb/{name}": bits.mean
+        for name, bits in found.items()
+        if bits.mean is not None
+    }

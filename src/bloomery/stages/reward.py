@@ -7,7 +7,7 @@ many pairs each answer is in, every answer is forwarded once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
+from bloomery.errors import UsageError
 from bloomery.evals.reward import Scored, length_preference, report_card
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
@@ -96,30 +97,21 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
         rankings = read_all(read_rankings, recipe.rankings, recipe.on_bad_row, run.line)
         slates = make_slates(rankings, chat, recipe.use_corrections)
-        fit = [s for s in slates if len(max(s.sequences, key=len)) <= model.config.max_position_embeddings]
-        if len(fit) < len(slates):
-            run.line(f"left out {len(slates) - len(fit)} of {len(slates)} slates longer than the context")
-        training = [s for s in fit if not is_held_out(s.id, recipe.held_out)]
-        held_out = [s for s in fit if is_held_out(s.id, recipe.held_out)]
+        limit = model.config.max_position_embeddings
+        training, held_out = split(slates, limit, recipe.held_out, run.line)
         optimizer = recipe.optimiser.adamw(model)
         run.track(model=model, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            chosen = [
-                training[i] for i in batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
-            ]
+            rows = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
+            chosen = [training[i] for i in rows]
             with autocast():
                 scores, ranks, mask = forward(model, chosen, chat.tokenizer.pad_id)
                 replay = recipe.replay.loss(reader, corpus, recipe.seed, step) if corpus else None
-            losses, given = kwise_loss(scores, ranks, mask), scores[mask]
-            loss = losses.sum() / len(losses)
-            objective = loss + recipe.center * given.square().mean()
-            if replay is not None:
-                objective = objective + recipe.replay.coef * replay
+            objective, metrics = loss_of(recipe, scores, ranks, mask, replay)
             objective.backward()
-            given = given.detach()
-            norm = update.apply(
+            metrics["grad_norm"] = update.apply(
                 optimizer,
                 model.parameters(),
                 recipe.optimiser.max_norm,
@@ -127,19 +119,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
                 loss=objective,
                 batch=[s.id for s in chosen],
             )
-            right, pairs = pair_accuracy(scores.detach(), ranks, mask)
-            metrics = {
-                "loss": loss.item(),
-                "accuracy": float(right.sum() / pairs.sum().clamp(min=1)),
-                "min_reward": float(given.min()),
-                "mean_reward": float(given.mean()),
-                "max_reward": float(given.max()),
-                "learning_rate": lr,
-                "grad_norm": norm,
-                "epoch": (step + 1) * recipe.batch / len(training),
-            }
-            if replay is not None:
-                metrics["loss/replay"] = replay.item()
+            metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(training)}
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
                 metrics["eval_accuracy"] = held_out_accuracy(model, held_out, chat.tokenizer.pad_id)
             run.log(step, metrics)
@@ -160,6 +140,44 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             people=count_people(rankings),
             teachers=authors(c for r in rankings for c in r.completions),
         )
+
+
+def loss_of(
+    recipe: RewardRecipe, scores: Tensor, ranks: Tensor, mask: Tensor, replay: Tensor | None
+) -> tuple[Tensor, dict[str, float]]:
+    """What a step minimises (ranking loss, centring, replayed text), and what is logged of it."""
+    losses, given = kwise_loss(scores, ranks, mask), scores[mask]
+    loss = losses.sum() / len(losses)
+    objective = loss + recipe.center * given.square().mean()
+    right, pairs = pair_accuracy(scores.detach(), ranks, mask)
+    metrics = {
+        "loss": loss.item(),
+        "accuracy": float(right.sum() / pairs.sum().clamp(min=1)),
+        "min_reward": float(given.detach().min()),
+        "mean_reward": float(given.detach().mean()),
+        "max_reward": float(given.detach().max()),
+    }
+    if replay is not None:
+        objective = objective + recipe.replay.coef * replay
+        metrics["loss/replay"] = replay.item()
+    return objective, metrics
+
+
+def split(
+    slates: Sequence[Slate], limit: int, held_out: float, say: Callable[[str], None]
+) -> tuple[list[Slate], list[Slate]]:
+    """Slates to train on and slates that are held out, without those longer than `limit` tokens."""
+    fit = [s for s in slates if max(map(len, s.sequences)) <= limit]
+    if len(fit) < len(slates):
+        say(f"left out {len(slates) - len(fit)} of {len(slates)} slates longer than the context")
+    training = [s for s in fit if not is_held_out(s.id, held_out)]
+    if not training:
+        raise UsageError(
+            "there is no ranking to train on",
+            got=f"{len(slates)} prompts with submitted rankings, {len(fit)} within {limit} tokens",
+            do="give more rankings, or a smaller held_out",
+        )
+    return training, [s for s in fit if is_held_out(s.id, held_out)]
 
 
 def make_slates(rankings: Iterable[Ranking], chat: Chat, corrections: bool) -> list[Slate]:

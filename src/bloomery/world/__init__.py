@@ -3,6 +3,7 @@
 from bloomery.world.annotators import Judgement, SimulatedAnnotator, annotators
 from bloomery.world.answers import STYLES, Style, demonstrations, written
 from bloomery.world.documents import documents
+from bloomery.world.files import read_questions, read_world
 from bloomery.world.oracle import GRADES, Grade, Oracle, Verdict
 from bloomery.world.people import ATTRIBUTES, Fact, Person, World
 from bloomery.world.questions import MIX, Question, questions
@@ -26,5 +27,7 @@ __all__ = [
     "demonstrations",
     "documents",
     "questions",
+    "read_questions",
+    "read_world",
     "written",
 ]
