@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Annotated
+
 import pytest
+from pydantic import Field
 
 from bloomery.errors import UsageError
-from bloomery.registry import Registry
+from bloomery.registry import Registry, settings_of
 
 
 @pytest.fixture
@@ -52,3 +56,49 @@ def test_a_name_taken_twice_is_refused_and_the_first_stays(losses: Registry[str]
     with pytest.raises(UsageError, match="loss 'dpo' is registered twice"):
         losses.register("dpo")("other")
     assert losses["dpo"] == "D"
+
+
+Rule = Callable[[float], float]
+
+
+@pytest.fixture
+def rules() -> Registry[Rule]:
+    table: Registry[Rule] = Registry("rule")
+
+    @table.register("line")
+    def line(x: float, *, slope: Annotated[float, Field(gt=0)] = 2.0, start: float = 1.0) -> float:
+        return start + slope * x
+
+    @table.register("power")
+    def power(x: float, *, exponent: int) -> float:
+        return float(x**exponent)
+
+    return table
+
+
+def test_settings_are_the_keyword_only_arguments(rules: Registry[Rule]) -> None:
+    assert rules.bind("line", {})(3.0) == 7.0
+    assert rules.bind("line", {"slope": 4})(3.0) == 13.0
+    assert rules.bind("power", {"exponent": 3})(2.0) == 8.0
+    assert settings_of(rules["line"])().model_dump() == {"slope": 2.0, "start": 1.0}
+    assert set(settings_of(rules["power"]).model_fields) == {"exponent"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("lime", {}, "did you mean 'line'"),
+        ("line", {"slop": 1.0}, r"rule 'line': slop: .*did you mean 'slope'\?\)\n.*got: 1.0\n.*slope, start"),
+        ("line", {"x": 1.0}, "x: extra inputs"),
+        ("line", {"slope": -1.0}, "slope: input should be greater than 0"),
+        ("line", {"slope": float("nan")}, "slope: input should be"),
+        ("line", {"start": "high"}, "start: input should be a valid number"),
+        ("line", {"start": True}, "start: value error, input should be a number"),
+        ("power", {}, "exponent: field required"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(
+    rules: Registry[Rule], name: str, settings: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        rules.bind(name, settings)
