@@ -155,11 +155,14 @@ class Llama(nn.Module):
         tokens: Tensor,
         *,
         segments: Tensor | None = None,
+        prefix: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D]; see `Trunk.forward`. Logits are computed apart, only where wanted."""
-        hidden: Tensor = self.model(tokens, segments=segments, cache=cache, positions=positions)
+        hidden: Tensor = self.model(
+            tokens, segments=segments, prefix=prefix, cache=cache, positions=positions
+        )
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from bloomery.models.llama import ScalarModel
+from bloomery.models.slates import Batch, Tokens, read_slates
 from bloomery.types import Rollout
-
-Tokens = Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Sequences that share their first `prefix` tokens, laid out behind one copy of them."""
-
-    prefix: int
-    sequences: tuple[Tokens, ...]
-    places: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        return self.prefix + sum(len(s) - self.prefix for s in self.sequences)
 
 
 def score_slates(
@@ -36,20 +20,21 @@ def score_slates(
     What the sequences of a slate have in common at their start (the prompt) is forwarded once. Rows are
     forwarded sorted by length, in batches of at most `batch_tokens` padded positions.
     """
-    context = model.config.max_position_embeddings
-    rows, start = list[Row](), 0
-    for slate in slates:
-        rows += _rows(slate, start, context)
-        start += len(slate)
-    rows.sort(key=lambda row: row.length)
-    found, places = list[Tensor](), list[int]()
-    for batch in _batches(rows, batch_tokens):
-        found.append(_forward(model, batch, pad_id))
-        places += [place for row in batch for place in row.places]
-    scores = torch.cat(found)
-    back = torch.empty(start, dtype=torch.long, device=scores.device)
-    back[torch.tensor(places, device=scores.device)] = torch.arange(start, device=scores.device)
-    return scores[back]
+
+    def read(batch: Batch) -> Tensor:
+        scores: Tensor = model(batch.tokens, segments=batch.segments, prefix=batch.prefix).float()
+        where = torch.tensor([(row, end - 1) for row, _, end in batch.at], device=scores.device)
+        return scores[where[:, 0], where[:, 1]]
+
+    return read_slates(
+        read,
+        slates,
+        [min(map(len, slate)) - 1 for slate in slates],
+        context=model.config.max_position_embeddings,
+        pad_id=pad_id,
+        device=next(model.parameters()).device,
+        batch_tokens=batch_tokens,
+    )
 
 
 def score_sequences(
@@ -57,51 +42,6 @@ def score_sequences(
 ) -> Tensor:
     """`score_slates` for sequences that have nothing in common."""
     return score_slates(model, [[s] for s in sequences], pad_id, batch_tokens)
-
-
-def _rows(slate: Sequence[Tokens], start: int, context: int) -> Iterator[Row]:
-    """A slate as one row, or as several where one would be longer than the context."""
-    columns = takewhile(lambda ids: len(set(ids)) == 1, zip(*slate, strict=False))
-    shared = min(sum(1 for _ in columns), min(map(len, slate)) - 1)
-    taken, places, length = list[Tokens](), list[int](), shared
-    for place, sequence in enumerate(slate, start):
-        if taken and length + len(sequence) - shared > context:
-            yield Row(shared, tuple(taken), tuple(places))
-            taken, places, length = [], [], shared
-        taken.append(sequence)
-        places.append(place)
-        length += len(sequence) - shared
-    yield Row(shared, tuple(taken), tuple(places))
-
-
-def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
-    start = 0
-    while start < len(rows):
-        end = start + 1
-        while end < len(rows) and (end + 1 - start) * rows[end].length <= batch_tokens:
-            end += 1
-        yield rows[start:end]
-        start = end
-
-
-def _forward(model: ScalarModel, rows: Sequence[Row], pad_id: int) -> Tensor:
-    width = max(row.length for row in rows)
-    tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    segments = torch.zeros(len(rows), width, dtype=torch.int32)
-    at: list[tuple[int, int]] = []
-    for i, row in enumerate(rows):
-        end = row.prefix
-        tokens[i, :end], segments[i, :end] = torch.tensor(row.sequences[0][:end], dtype=torch.long), 1
-        for number, sequence in enumerate(row.sequences, 2):
-            own = torch.tensor(sequence[row.prefix :], dtype=torch.long)
-            tokens[i, end : end + len(own)], segments[i, end : end + len(own)] = own, number
-            end += len(own)
-            at.append((i, end - 1))
-    device = next(model.parameters()).device
-    prefix = torch.tensor([row.prefix for row in rows], device=device)
-    scores: Tensor = model(tokens.to(device), segments=segments.to(device), prefix=prefix).float()
-    where = torch.tensor(at, device=device)
-    return scores[where[:, 0], where[:, 1]]
 
 
 class RewardModel:

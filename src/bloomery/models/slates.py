@@ -1,0 +1,185 @@
+"""Several answers to one prompt, read with one copy of the prompt.
+
+A *slate* is a list of token sequences that begin alike. It becomes a row: what they share, then each one's
+own tokens as a segment (see `llama.fork`). Rows are sorted by length and read in batches, so little padding
+is computed; what is found comes back in the order in which the sequences were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from bloomery.models.llama import Llama
+from bloomery.objectives.token import counted_logprobs
+
+Tokens = Sequence[int]
+Example = tuple[Tokens, Sequence[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Sequences laid out behind one copy of their first `prefix` tokens; `places` numbers them in the order
+    given."""
+
+    prefix: int
+    sequences: tuple[Tokens, ...]
+    places: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prefix + sum(len(s) - self.prefix for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows as tensors: `tokens` and `segments` [B, T], `prefix` [B]. `places[n]` is the place of the batch's
+    n-th sequence in the order given, and `at[n]` the (row, first, end) of its own tokens.
+
+    For the sequences `7 8 9` and `7 8 5 6` in one row:
+
+        tokens    7  8  9  5  6
+        segments  1  1  2  3  3        prefix 2, at [(0, 2, 3), (0, 3, 5)]
+    """
+
+    tokens: Tensor
+    segments: Tensor
+    prefix: Tensor
+    places: tuple[int, ...]
+    at: tuple[tuple[int, int, int], ...]
+
+
+def read_slates(
+    read: Callable[[Batch], Tensor],
+    slates: Sequence[Sequence[Tokens]],
+    limits: Sequence[int],
+    *,
+    context: int,
+    pad_id: int,
+    device: torch.device,
+    batch_tokens: int,
+) -> Tensor:
+    """`read`, which returns a value (or a row of values) for each sequence of a batch, over all slates: `[N]`
+    or `[N, ...]` in the order given, slate after slate.
+
+    A slate shares at most its `limits` tokens. A row longer than `context` is split; a batch holds at most
+    `batch_tokens` padded positions, or one row.
+    """
+    rows, start = list[Row](), 0
+    for slate, limit in zip(slates, limits, strict=True):
+        rows += _rows(slate, start, limit, context)
+        start += len(slate)
+    rows.sort(key=lambda row: row.length)
+    found, places = list[Tensor](), list[int]()
+    for part in _batches(rows, batch_tokens):
+        batch = _lay_out(part, pad_id, device)
+        found.append(read(batch))
+        places += batch.places
+    back = torch.empty(start, dtype=torch.long, device=device)
+    back[torch.tensor(places, device=device)] = torch.arange(start, device=device)
+    return torch.cat(found)[back]
+
+
+def answer_logprobs(
+    model: Llama, slates: Sequence[Sequence[Example]], pad_id: int, batch_tokens: int = 8192
+) -> tuple[Tensor, Tensor]:
+    """The log-prob of each answer given its prompt, summed over the tokens that count, and their number.
+
+    Args:
+        slates: each a prompt's answers as (tokens, mask) of prompt + answer; position 0 does not count.
+    Returns:
+        two `[N]`, slate after slate.
+    """
+    limits = [min(mask.index(True) for _, mask in slate) for slate in slates]
+    flat = [example for slate in slates for example in slate]
+
+    def read(batch: Batch) -> Tensor:
+        hidden = model(batch.tokens, segments=batch.segments, prefix=batch.prefix)
+        index, tokens, mask = _answers(batch, [flat[place] for place in batch.places])
+        states = hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+        logprobs, _ = counted_logprobs(states, model.logits, tokens, mask)
+        return torch.stack([logprobs.sum(1), mask.sum(1).to(logprobs.dtype)], dim=1)
+
+    both = read_slates(
+        read,
+        [[tokens for tokens, _ in slate] for slate in slates],
+        limits,
+        context=model.config.max_position_embeddings,
+        pad_id=pad_id,
+        device=next(model.parameters()).device,
+        batch_tokens=batch_tokens,
+    )
+    return both[:, 0], both[:, 1]
+
+
+def shared_length(sequences: Sequence[Tokens], limit: int) -> int:
+    """How many tokens all sequences begin with, at most `limit`."""
+    columns = takewhile(lambda ids: len(set(ids)) == 1, zip(*sequences, strict=False))
+    return min(sum(1 for _ in columns), limit)
+
+
+def _rows(slate: Sequence[Tokens], start: int, limit: int, context: int) -> Iterator[Row]:
+    """A slate as one row, or as several where one would be longer than the context."""
+    shared = shared_length(slate, limit)
+    taken, places, length = list[Tokens](), list[int](), shared
+    for place, sequence in enumerate(slate, start):
+        if taken and length + len(sequence) - shared > context:
+            yield Row(shared, tuple(taken), tuple(places))
+            taken, places, length = [], [], shared
+        taken.append(sequence)
+        places.append(place)
+        length += len(sequence) - shared
+    yield Row(shared, tuple(taken), tuple(places))
+
+
+def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
+    start = 0
+    while start < len(rows):
+        end = start + 1
+        while end < len(rows) and (end + 1 - start) * rows[end].length <= batch_tokens:
+            end += 1
+        yield rows[start:end]
+        start = end
+
+
+def _lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
+    width = max(row.length for row in rows)
+    tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    segments = torch.zeros(len(rows), width, dtype=torch.int32)
+    at: list[tuple[int, int, int]] = []
+    for i, row in enumerate(rows):
+        end = row.prefix
+        tokens[i, :end], segments[i, :end] = torch.tensor(row.sequences[0][:end], dtype=torch.long), 1
+        for number, sequence in enumerate(row.sequences, 2):
+            own = torch.tensor(sequence[row.prefix :], dtype=torch.long)
+            tokens[i, end : end + len(own)], segments[i, end : end + len(own)] = own, number
+            at.append((i, end, end + len(own)))
+            end += len(own)
+    prefix = torch.tensor([row.prefix for row in rows], device=device)
+    places = tuple(place for row in rows for place in row.places)
+    return Batch(tokens.to(device), segments.to(device), prefix, places, tuple(at))
+
+
+def _answers(batch: Batch, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch's answers as rows of their own, each behind the last token of its prompt, which predicts its
+    first token.
+
+    Returns:
+        index `[A, L + 1]` of each position among the batch's `B * T`; tokens and mask `[A, L + 1]`.
+    """
+    device, width = batch.tokens.device, batch.tokens.shape[1]
+    longest = max(end - first for _, first, end in batch.at)
+    shape = (len(batch.at), longest + 1)
+    index = torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    prefixes = batch.prefix.tolist()
+    for n, ((row, first, end), (_, counts)) in enumerate(zip(batch.at, examples, strict=True)):
+        index[n, 0] = row * width + max(prefixes[row] - 1, 0)
+        index[n, 1 : end - first + 1] = torch.arange(row * width + first, row * width + end)
+        mask[n, 1 : end - first + 1] = torch.tensor(counts[prefixes[row] :], dtype=torch.bool)
+    index, mask = index.to(device), mask.to(device)
+    return index, batch.tokens.flatten()[index], mask

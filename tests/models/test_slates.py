@@ -1,0 +1,87 @@
+"""Log-probs of answers that share one copy of their prompt equal those of each answer read alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bloomery.models.config import LlamaConfig
+from bloomery.models.llama import Llama
+from bloomery.models.slates import Example, answer_logprobs, shared_length
+
+# prompt, then answers; the prompt of the third slate is one token, and the fourth needs more than one row
+PROMPTS = [[7, 8, 9], [5, 6, 5, 6, 5], [3], [7, 11]]
+ANSWERS = [
+    [[10, 11], [20], [10, 30, 31, 32]],  # two of them begin alike: that is no part of the prompt
+    [[7], [7, 7]],  # one is the beginning of the other
+    [[40, 41, 42]],
+    [[*range(10, 30)], [*range(20, 44)], [8]],
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    made = Llama(LlamaConfig.shape(width=32, depth=2, heads=4, kv_heads=2, vocab=50, context=40))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return made
+
+
+def slates() -> list[list[Example]]:
+    made: list[list[Example]] = [
+        [([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)) for answer in answers]
+        for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
+    ]
+    tokens, mask = made[0][2]
+    made[0][2] = (tokens, [*mask[:4], False, *mask[5:]])  # a token of the answer that does not count
+    return made
+
+
+def alone(model: Llama, example: Example) -> Tensor:
+    tokens, mask = torch.tensor([example[0]]), torch.tensor(example[1])
+    rows = torch.log_softmax(model.logits(model(tokens))[0], dim=-1)
+    return torch.stack([rows[t - 1, tokens[0, t]] for t in range(1, len(mask)) if mask[t]]).sum()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 8192])
+def test_shared_prompts_change_no_logprob(model: Llama, batch_tokens: int) -> None:
+    with torch.no_grad():
+        got, counts = answer_logprobs(model, slates(), 0, batch_tokens)
+        want = [float(alone(model, example)) for slate in slates() for example in slate]
+    assert got.tolist() == pytest.approx(want, abs=1e-4)
+    assert counts.tolist() == [2, 1, 3, 1, 2, 3, 20, 24, 1]
+
+
+def test_shared_prompts_change_no_gradient(model: Llama) -> None:
+    def gradient(logprobs: Tensor) -> Tensor:
+        weights = torch.arange(1.0, len(logprobs) + 1)
+        grads = torch.autograd.grad((logprobs * weights).sum(), list(model.parameters()))
+        return torch.cat([g.flatten() for g in grads])
+
+    apart = torch.stack([alone(model, example) for slate in slates() for example in slate])
+    together = answer_logprobs(model, slates(), 0)[0]
+    torch.testing.assert_close(gradient(together), gradient(apart), atol=1e-3, rtol=1e-3)
+
+
+def test_the_pad_id_makes_no_difference(model: Llama) -> None:
+    with torch.no_grad():
+        first, other = (answer_logprobs(model, slates(), pad)[0] for pad in (0, 49))
+    torch.testing.assert_close(first, other)
+
+
+def test_a_prompt_is_read_once_however_many_answers_it_has(model: Llama) -> None:
+    read = list[int]()
+    handle = model.register_forward_pre_hook(lambda module, args: read.append(int((args[0] != 0).sum())))
+    with torch.no_grad():
+        answer_logprobs(model, slates()[:2], 0)
+    handle.remove()
+    assert sum(read) == 3 + 7 + 5 + 3
+
+
+def test_what_sequences_share_ends_where_they_differ_or_at_the_limit() -> None:
+    assert shared_length([[1, 2, 3], [1, 2, 4]], 5) == 2
+    assert shared_length([[1, 2, 3], [1, 2]], 1) == 1
+    assert shared_length([[1], [2]], 1) == 0
