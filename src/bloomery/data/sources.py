@@ -37,7 +37,8 @@ def read(
     """The records of one or several JSONL or text files (also `.gz`, `.zst`), in order, streamed.
 
     format: a name in `FORMATS`, or "auto" to recognise it by the columns of each file's first row.
-    skipped: with `on_bad_row="skip"`, the errors of the rows that were left out are appended here.
+    skipped: with `on_bad_row="skip"`, the errors of the rows that were left out are appended here; when not
+        given, a warning counts them.
     separator: in text files, the line between documents (a blank one by default); None: each line is one.
     max_bytes: what a compressed file may unfold to; see `rows.read_lines`.
 
@@ -187,7 +188,7 @@ def _read_file(
         yield record
     if skipped is not None:
         skipped += problems
-    if problems:
+    elif problems:
         log.warning("%s: skipped %d rows; the first: %s", path, len(problems), problems[0])
     if not num_read:
         raise DataError(

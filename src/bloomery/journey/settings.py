@@ -15,7 +15,6 @@ from pydantic_core import PydanticUndefined
 
 from bloomery.recipe import Input, Section
 from bloomery.stages import STAGES
-from bloomery.stages.common import Optimiser
 
 DECIDED = {"seed", "chat"}
 """Settings that the plan fills in, beside the inputs: one seed for all, and which models chat."""
@@ -128,7 +127,7 @@ FIRST = _round(
     label={"styles": STYLES, "prompts": 2400, "answers": 6},
     reward={"epochs": 2.5},
 )
-# Later rounds rank what the policy says by now, and the reward model takes it in gently.
+# Later rounds rank what the policy says by now.
 LATER = _round(
     (
         Answers(of="rl", samples=2),
@@ -137,7 +136,7 @@ LATER = _round(
         Answers(of="sft"),
     ),
     label={"styles": STYLES, "prompts": 1200, "answers": 6},
-    reward={"epochs": 1.0, "optimiser": Optimiser(learning_rate=2e-4, weight_decay=0.01)},
+    reward={"epochs": 2.0},
 )
 
 

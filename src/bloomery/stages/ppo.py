@@ -57,7 +57,7 @@ class Ppo(Section):
     prompts_per_step: int = Field(128, ge=1)
     max_tokens: int = Field(32, ge=1)
     temperature: float = Field(1.0, gt=0)
-    kl_coef: float = Field(0.1, ge=0)
+    kl_coef: float = Field(0.2, ge=0)
     """beta: what a nat of divergence from the reference costs."""
     gamma: float = Field(1.0, ge=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
