@@ -37,11 +37,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    print(f"commit {commit.stdout.strip()}, {machine}")
+    print(where())
     missed = 0
     for seed in arguments.seeds:
         out = arguments.out / f"seed-{seed}"
@@ -51,6 +47,13 @@ def main() -> int:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         missed += report(seed, json.loads((out / "results.json").read_text()))
     return 1 if missed else 0
+
+
+def where() -> str:
+    """The commit and the machine that numbers come from."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return f"commit {commit}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def report(seed: int, results: dict[str, Any]) -> int:
