@@ -102,10 +102,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, reading: Reading) -> Tensor:
         b, t, _ = x.shape
-        q, k, v = (
-            proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (one.view(b, t, -1, self.head_dim).transpose(1, 2) for one in self.project(x))
         q, k = rotate(q, reading.cos, reading.sin), rotate(k, reading.cos, reading.sin)
         if reading.cache is not None and reading.positions is not None:
             held = reading.cache.append(self.layer, k, v, reading.positions)
@@ -114,6 +111,10 @@ class Attention(nn.Module):
         out = attend(q, k, v, reading.bias)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
         return projected
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries [B, T, H * Dh], keys and values [B, T, Hkv * Dh] of x [B, T, D]."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class SwiGLU(nn.Module):
@@ -126,8 +127,13 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.widen(x)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
+
+    def widen(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gate before its silu, and what it gates: both [B, T, inner]."""
+        return self.gate_proj(x), self.up_proj(x)
 
 
 class Block(nn.Module):
