@@ -27,13 +27,13 @@ def reward_model(view: View) -> Html:
         "all pairs of a ranking. It can be no better than annotators agree with each other, and it must beat "
         "a rule that only counts characters."
     )
-    figures = []
-    if cards:
-        figures += [accuracy_by_round(cards), by_kind(cards[max(cards)])]
+    figures = [accuracy_by_round(cards)] if cards else []
     if numbers:
         figures += [loss(view, numbers), learning(view, numbers)]
     if cards and (reliable := calibration(cards[max(cards)])):
         figures.append(reliable)
+    if cards:
+        figures.append(by_kind(cards[max(cards)]))
     return section("reward", title, intro, grid(*figures))
 
 
@@ -158,7 +158,7 @@ def reinforcement(view: View) -> Html:
             "Reward",
             "per answer: the reward model’s score, and the score less the KL penalty",
             (("objective/scores", "score", "s2"), ("objective/rlhf_reward", "score − KL penalty", "s1")),
-            "Should rise within a round; it starts lower in the next, because a new reward model judges "
+            "Should rise within a round; its level jumps in the next, because a new reward model judges "
             "anew.",
         ),
         along(
@@ -252,7 +252,8 @@ def pieces(
 
 def gold_along(rows: Rows, marks: Sequence[tuple[float, str]]) -> Html:
     series = [
-        *pieces(rows, marks, "gold/graded_reward", "oracle (gold)", "s3", "points"),
+        *pieces(rows, marks, "gold/graded_reward", "oracle (gold)", "s3", "faint"),
+        *pieces(rows, marks, "gold/graded_reward", "oracle (gold)", "s3", "line"),
         *pieces(rows, marks, "objective/scores", "reward model (proxy)", "s2", "line"),
     ]
     return figure(

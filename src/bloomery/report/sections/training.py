@@ -57,7 +57,7 @@ def pretraining(view: View) -> Html:
         figures.append(
             figure(
                 "Held-out bits per byte",
-                "measured on documents that were never trained on",
+                "documents that were never trained on; of the sources, the hardest",
                 line_plot(bits, x_label="step", describe="Held-out bits per byte"),
                 "Should fall with the training loss. Rising while the loss falls means learning by heart.",
             )
@@ -70,10 +70,11 @@ def pretraining(view: View) -> Html:
 
 
 def held_out(rows: Rows) -> list[Series]:
-    """val/bpb in all and, where it was logged, by source."""
-    keys = sorted({key for row in rows for key in row if key.startswith("val/bpb/")})
+    """val/bpb in all and, where it was logged, of the five hardest sources (the bars show every one)."""
+    last = {key: row[key] for row in rows for key in row if key.startswith("val/bpb/")}
+    keys = sorted(sorted(last, key=lambda key: -last[key])[:5])
     found = curve(rows, "val/bpb", "all", "s6" if keys else "s1", window=1)
-    for i, key in enumerate(keys[:5]):
+    for i, key in enumerate(keys):
         found += curve(rows, key, key.removeprefix("val/bpb/"), COLOURS[i], window=1)
     return found
 
