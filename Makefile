@@ -2,14 +2,21 @@
 # make test    set up a fresh machine and pass every check
 # make lint    ruff and mypy only
 # make docs    write docs/cli.md again
+# make bench   ours against its peers; writes runs/bench/results.json (benchmarks/README.md)
+# make peers   install those peers, outside the project's own environment
 # make clean   remove the virtual environment and the caches (never runs/)
-# Settings: PYTHON=..., VENV=..., OUT=runs/demo, JOBS=2 (test processes), ARGS=... (for `bloomery run`)
+# Settings: PYTHON=..., VENV=..., OUT=runs/demo, JOBS=2 (test processes), ARGS=... (for `bloomery run`),
+#           BENCH=rollout,sft SIZE=S,M ROUNDS=5 (for `make bench`; ARGS=... go to it too)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 OUT    ?= runs/demo
 JOBS   ?= 2
 ARGS   ?=
+BENCH  ?=
+SIZE   ?= S
+ROUNDS ?= 5
+PEERS  ?= runs/bench/peers
 
 BIN  := $(VENV)/bin
 # Bars on a terminal, silence in a pipe. A slow or broken connection is tried again: pip retries each file,
@@ -21,7 +28,7 @@ AGAIN = for try in 1 2 3; do $(1) && exit 0; echo "==> try $$try failed"; sleep 
         echo "==> the installation failed three times; see $(VENV)/install.log" >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test lint docs bench peers clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -60,6 +67,23 @@ test: lint
 
 docs: $(VENV)/.test-stamp
 	@$(BIN)/python dev/write_cli_docs.py
+
+bench: $(VENV)/.test-stamp
+	@$(BIN)/python benchmarks/bench.py $(if $(BENCH),--work $(BENCH)) --size $(SIZE) --rounds $(ROUNDS) $(ARGS)
+
+# Two versions of TRL, each in an environment of its own, and two repositories to read.
+peers: $(PEERS)/trl/.done $(PEERS)/trl-ppo/.done $(PEERS)/nanoGPT $(PEERS)/nanochat
+
+$(PEERS)/trl/.done: PACKAGE = trl==1.16.0
+$(PEERS)/trl-ppo/.done: PACKAGE = trl==1.12.0
+$(PEERS)/%/.done: constraints.txt
+	@echo "==> installing $(PACKAGE) into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(PACKAGE)"
+	@touch $@
+
+$(PEERS)/nanoGPT $(PEERS)/nanochat:
+	@git clone --quiet --depth 1 https://github.com/karpathy/$(@F) $@
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
