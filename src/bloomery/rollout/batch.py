@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,25 +41,33 @@ class RolloutBatch:
         return RolloutBatch(tokens.to(device), mask.to(device), old_logprobs.to(device))
 
 
-def in_pieces(
-    read: Callable[[Tensor, Tensor], tuple[Tensor, ...]], tokens: Tensor, mask: Tensor, budget: int = 1024
-) -> tuple[Tensor, ...]:
-    """`read(tokens, mask)` row by row alike, without paying for the padding of a few long rows.
-
-    Rows go through `read` sorted by length, in pieces of about `budget` positions cut to their own width;
-    its results, each `[B, T]`, come back in the order and width given, 0.0 where a piece did not reach.
-    """
+def pieces(mask: Tensor, budget: int = 1024) -> Iterator[tuple[Tensor, int]]:
+    """Rows sorted by length, in runs of about `budget` positions: (indices of the rows, the width that holds
+    all that counts in them)."""
     used = torch.where(mask.any(1), mask.shape[1] - mask.flip(1).int().argmax(1), 1)
     order = used.argsort(stable=True)
-    found: list[tuple[Tensor, ...]] = []
     lengths, start = used[order].tolist(), 0
     while start < len(lengths):
         end = start + 1
         while end < len(lengths) and (end + 1 - start) * lengths[end] <= budget:
             end += 1
-        rows, width = order[start:end], lengths[end - 1]
+        yield order[start:end], lengths[end - 1]
+        start = end
+
+
+def in_pieces(
+    read: Callable[[Tensor, Tensor], tuple[Tensor, ...]], tokens: Tensor, mask: Tensor, budget: int = 1024
+) -> tuple[Tensor, ...]:
+    """`read(tokens, mask)` row by row alike, without paying for the padding of a few long rows.
+
+    Rows go through `read` in `pieces` cut to their own width; its results, each `[B, T]`, come back in the
+    order and width given, 0.0 where a piece did not reach.
+    """
+    found: list[tuple[Tensor, ...]] = []
+    order: list[Tensor] = []
+    for rows, width in pieces(mask, budget):
         gap = (0, mask.shape[1] - width)
         found.append(tuple(pad(x, gap) for x in read(tokens[rows, :width], mask[rows, :width])))
-        start = end
-    back = order.argsort()
+        order.append(rows)
+    back = torch.cat(order).argsort()
     return tuple(torch.cat(part)[back] for part in zip(*found, strict=True))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -16,24 +15,23 @@ from torch import Tensor
 from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_prompts
-from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.objectives import advantage, policy, value
-from bloomery.objectives.token import aggregate, before, counted_logprobs, masked_mean
+from bloomery.objectives.token import aggregate, before, masked_mean
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.model import RewardModel
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
 from bloomery.stages.common import Compute, Optimiser, read_all, text_loss
+from bloomery.stages.online import average, fitting, gold_grades, reader, score
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Prompt, Rollout
-from bloomery.world import Oracle, read_questions, read_world
+from bloomery.types import Rollout
 
 
 class Ppo(Section):
@@ -143,39 +141,6 @@ def run(recipe: Ppo, out: Path) -> None:
             run.log(step, metrics)
         hub.save(actor, out, tokenizer_dir=recipe.policy)
         run.finish(data=[{"source": str(path)} for path in recipe.prompts])
-
-
-def fitting(prompts: list[Prompt], chat: Chat, limit: int, say: Callable[[str], None]) -> list[Prompt]:
-    """The prompts that leave room for an answer; says how many do not."""
-    fit = [p for p in prompts if len(chat.prompt(p.messages)) <= limit]
-    if len(fit) < len(prompts):
-        say(f"left out {len(prompts) - len(fit)} of {len(prompts)} prompts longer than {limit} tokens")
-    if not fit:
-        raise UsageError("no prompt leaves room for an answer", expected=f"prompts of at most {limit} tokens")
-    return fit
-
-
-def gold_grades(world: Path | None) -> Callable[[list[Rollout]], dict[str, float]]:
-    """What a world's oracle says of a step's answers: for people to see, PPO learns nothing of it."""
-    if world is None:
-        return lambda rollouts: {}
-    oracle, asked = Oracle(read_world(world)), {q.id: q for q in read_questions(world)}
-
-    def grades(rollouts: list[Rollout]) -> dict[str, float]:
-        found = [oracle.judge(asked[r.prompt.id], r.text) for r in rollouts if r.prompt.id in asked]
-        return {"gold/graded_reward": float(np.mean([verdict.reward for verdict in found]))} if found else {}
-
-    return grades
-
-
-def score(judge: RewardModel, rollouts: list[Rollout], recipe: Ppo) -> list[float]:
-    """What the reward model says, less the penalty of an answer that was cut off."""
-    found = judge(rollouts)
-    limit = recipe.score_clip or float("inf")
-    return [
-        min(max(s, -limit), limit) - recipe.missing_eos_penalty * (r.completion.finish_reason == "length")
-        for s, r in zip(found, rollouts, strict=True)
-    ]
 
 
 @torch.no_grad()
@@ -303,11 +268,6 @@ def ppo_loss(
     return actor_loss, critic_loss, metrics
 
 
-def reader(model: Llama, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Log-probs and entropies `[B, T]` of the counted tokens under a model."""
-    return lambda tokens, mask: counted_logprobs(model(tokens), model.logits, tokens, mask, temperature)
-
-
 def valuer(critic: ScalarModel) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """Values `[B, T]` of the states in which the counted tokens are chosen, 0.0 elsewhere."""
     return lambda tokens, mask: (torch.where(mask, before(critic(tokens)), 0.0),)
@@ -317,9 +277,3 @@ def norm_of(loss: Tensor, model: torch.nn.Module) -> float:
     """The gradient norm one term of a loss would have by itself; leaves the graph and `.grad` as they are."""
     parts = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
     return float(torch.sqrt(sum((g.square().sum() for g in parts if g is not None), torch.zeros(()))))
-
-
-def average(seen: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each metric over the minibatches that logged it, less what only serves the checks."""
-    names = dict.fromkeys(name for metrics in seen for name in metrics if not name.startswith("drift/"))
-    return {name: float(np.mean([m[name] for m in seen if name in m])) for name in names}
