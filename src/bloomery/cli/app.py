@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from bloomery import __version__
-from bloomery.cli import data, journey, label, look, models, stages
+from bloomery.cli import data, diagnose, journey, label, look, models, stages
 from bloomery.errors import BloomeryError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ data.add_to(app)
 label.add_to(app)
 models.add_to(app)
 look.add_to(app)
+diagnose.add_to(app)
 
 
 @app.callback()

@@ -1,0 +1,50 @@
+"""Make the reference curves that `bloomery diagnose` and the report hold a run against.
+
+    python benchmarks/reference_curves.py runs/seeds/seed-0 runs/seeds/seed-1 runs/seeds/seed-2
+
+Each directory is a finished default journey of another seed (benchmarks/three_seeds.py makes them). Every
+metric of every step is thinned and written to src/bloomery/journey/reference/<step>.jsonl, a line for each
+seed and metric; files that were there before give way. A journey that `diagnose` finds fault with is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from bloomery.journey.diagnose import diagnose
+from bloomery.journey.diagnose.reference import lines
+
+OUT = Path(__file__).parent.parent / "src" / "bloomery" / "journey" / "reference"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("journeys", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    made: dict[str, list[dict[str, object]]] = {}
+    for journey in arguments.journeys:
+        seed = yaml.safe_load((journey / "recipe.yaml").read_text(encoding="utf-8"))["seed"]
+        for one in diagnose(journey):
+            faults = [finding.condition for finding in one.findings]
+            if faults or one.table.status != "finished":
+                print(f"{journey}: {one.table.name} is {one.table.status}: {', '.join(faults)}")
+                return 1
+            made.setdefault(one.table.name, []).extend(lines(seed, one.table.columns.values()))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for old in arguments.out.glob("*.jsonl"):
+        old.unlink()
+    for step, rows in made.items():
+        path = arguments.out / f"{step}.jsonl"
+        path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+        print(f"{path.name}: {len(rows)} curves, {path.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
