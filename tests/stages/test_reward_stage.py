@@ -81,7 +81,8 @@ def test_only_submitted_records_count(chat: Chat) -> None:
 
 
 def test_a_slate_cannot_hold_a_grade() -> None:
-    assert set(Slate.__dataclass_fields__) == {"id", "texts", "sequences", "ranks"}
+    said = {"ranks", "annotators", "ratings", "weights", "strengths"}
+    assert set(Slate.__dataclass_fields__) == {"id", "texts", "sequences"} | said
 
 
 # ------------------------------------------------------------------------------ forward
@@ -163,7 +164,7 @@ def test_held_out_accuracy_counts_every_untied_pair(chat: Chat, model: ScalarMod
             if first != second:
                 right, total = right + float((a > b) == (first < second)), total + 1
     slates = make_slates(SAID, chat, corrections=True)
-    got = reward.held_out_accuracy(model, slates, chat.tokenizer.pad_id)
+    got = reward.held_out_accuracy(model, slates, chat.tokenizer.pad_id, torch.ones(3) / 3)
     assert total == 6 + 2 + 6 + 1 + 9 + 10
     assert got == pytest.approx(right / total)
 

@@ -1,16 +1,15 @@
-"""The reward model: started from the SFT model, trained on all pairs of each ranking, then frozen.
+"""The reward model: started from the SFT model, trained on what annotators said of answers, then frozen.
 
-A *slate* is one prompt with the answers that were ranked. However many annotators ranked it and however
-many pairs each answer is in, every answer is forwarded once.
+By default on all pairs of each ranking; other losses, ratings, and ways of putting annotators together are
+named in the recipe. However it was trained, it leaves as a model that gives an answer one number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,22 +20,62 @@ from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
 from bloomery.errors import UsageError
 from bloomery.evals.reward import Scored, length_preference, report_card
+from bloomery.feedback.weights import Reliability, reliabilities
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
-from bloomery.objectives.reward import kwise_loss, pair_accuracy
+from bloomery.objectives.reward import (
+    Wanted,
+    by_head,
+    pair_accuracy,
+    ranking_losses,
+    rating_losses,
+    squared_sums,
+)
 from bloomery.recipe import InputPath, Section
+from bloomery.rewards.heads import fold, widen
 from bloomery.rewards.model import score_sequences, score_slates
-from bloomery.seeds import derive
-from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out, read_all
+from bloomery.stages.common import Compute, Optimiser, Replay, read_all
+from bloomery.stages.slates import (
+    HEADS,
+    Slate,
+    Told,
+    make_slates,
+    prompt_id,
+    put_together,
+    split,
+    told,
+    weighed,
+    with_ratings,
+)
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Candidate, Message, Policy, Ranking
+from bloomery.types import Candidate, Policy, Ranking
+
+__all__ = ["RewardRecipe", "authors", "count_people", "prompt_id", "run"]
+
+# Scores [G, K] or [G, K, H], ranks and mask [G, K], and what else was told, to a loss for each ranking [G].
+Loss = Callable[[Tensor, Tensor, Tensor, Told], Tensor]
+
+
+class Weights(Section):
+    """How much each of the three H is worth; only the proportions matter."""
+
+    helpful: float = Field(1.0, ge=0)
+    honest: float = Field(1.0, ge=0)
+    harmless: float = Field(1.0, ge=0)
+
+    def shares(self) -> tuple[float, ...]:
+        """In the order of `HEADS`, with sum 1. Raises `UsageError` when all are 0."""
+        found = [float(getattr(self, h)) for h in HEADS]
+        if sum(found) == 0:
+            raise UsageError("all weights of the three H are 0", do="give one of them some weight")
+        return tuple(w / sum(found) for w in found)
 
 
 class RewardRecipe(Section):
-    """Train a reward model on rankings: every pair of a ranking, each answer forwarded once."""
+    """Train a reward model on rankings or ratings: every pair of a ranking, each answer forwarded once."""
 
     model: InputPath
     """The SFT model it starts from."""
@@ -62,29 +101,29 @@ class RewardRecipe(Section):
     """Share of the prompts that is never trained on."""
     use_corrections: bool = True
     """Let a written correction stand above every ranked answer."""
+    loss: str = "pairs"
+    """A ranking loss (`pairs`, `plackett-luce`) or a rating loss (`squared`, `huber`)."""
+    loss_settings: dict[str, Any] = Field(default_factory=dict)
+    """The loss's own settings, e.g. `label_smoothing` or `margin` of `pairs`."""
+    head: Literal["score", "3h"] = "score"
+    """`3h` learns helpful, honest and harmless apart from the ratings, and weighs them at the end."""
+    weights: Weights = Weights()
+    """Of the three H: in the sum of the heads, in the rating that one score predicts, and in margins."""
+    combine: Literal["raw", "bradley-terry", "reliability"] = "raw"
+    """Several annotators of one slate: each ranking for itself, all together as Bradley-Terry strengths, or
+    each weighed by how well its annotator agrees with the others."""
     center: float = Field(0.0, ge=0)
     """Weight of the squared score: keeps scores from drifting."""
+    center_on: Literal["answers", "pairs"] = "answers"
+    """What is squared: each answer's score, or the sum of each pair's, which leaves gaps alone."""
     evaluate_every: int = Field(100, ge=1)
     optimiser: Optimiser = Optimiser(learning_rate=4e-4, weight_decay=0.01)
     compute: Compute = Compute(precision="bf16")
 
 
-@dataclass(frozen=True, slots=True)
-class Slate:
-    """One prompt's answers as token sequences, and what each annotator said of them.
-
-    `ranks[a][k]` is annotator `a`'s rank of answer `k`, 0 where that annotator did not see it
-    (another one's correction).
-    """
-
-    id: str
-    texts: tuple[str, ...]
-    sequences: tuple[tuple[int, ...], ...]
-    ranks: tuple[tuple[int, ...], ...]
-
-
 def run(recipe: RewardRecipe, out: Path) -> None:
     autocast, device = recipe.compute.setup()
+    loss, shares = loss_named(recipe), torch.tensor(recipe.weights.shares(), device=device)
     with Run(out, stage="reward", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
         reader = hub.load(recipe.model)
@@ -99,17 +138,24 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         slates = make_slates(rankings, chat, recipe.use_corrections)
         limit = model.config.max_position_embeddings
         training, held_out = split(slates, limit, recipe.held_out, run.line)
+        for line in idle(recipe):
+            run.line(line)
+        people = who_to_believe(recipe, rankings, training)
+        lessons = prepare(recipe, training, people, run.line)
+        begin_at_the_mean(recipe, model, lessons, shares)
         optimizer = recipe.optimiser.adamw(model)
         run.track(model=model, optimizer=optimizer)
-        total = max(1, round(recipe.epochs * len(training) / recipe.batch))
+        total = max(1, round(recipe.epochs * len(lessons) / recipe.batch))
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            rows = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
-            chosen = [training[i] for i in rows]
+            rows = batch_indices(len(lessons), recipe.batch, seed=recipe.seed, step=step)
+            chosen = [lessons[i] for i in rows]
             with autocast():
                 scores, ranks, mask = forward(model, chosen, chat.tokenizer.pad_id)
                 replay = recipe.replay.loss(reader, corpus, recipe.seed, step) if corpus else None
-            objective, metrics = loss_of(recipe, scores, ranks, mask, replay)
+            said = told(chosen, ranks.shape[1], device)
+            losses = loss(scores, ranks, mask, said) * said.weights
+            objective, metrics = loss_of(recipe, losses, overall(scores, shares), ranks, mask, replay)
             objective.backward()
             metrics["grad_norm"] = update.apply(
                 optimizer,
@@ -119,10 +165,12 @@ def run(recipe: RewardRecipe, out: Path) -> None:
                 loss=objective,
                 batch=[s.id for s in chosen],
             )
-            metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(training)}
+            metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(lessons)}
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
-                metrics["eval_accuracy"] = held_out_accuracy(model, held_out, chat.tokenizer.pad_id)
+                metrics["eval_accuracy"] = held_out_accuracy(model, held_out, chat.tokenizer.pad_id, shares)
             run.log(step, metrics)
+        if recipe.head == "3h":
+            fold(model, shares)
         if recipe.demonstrations is not None:
             shift_to_zero(model, recipe.demonstrations, chat)
         card = report_card(
@@ -133,6 +181,11 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             length_preference([s.texts for s in training], [s.ranks for s in training]),
             read_gold(recipe.gold),
         )
+        if people:
+            card["annotators"] = {
+                who: {"accuracy": r.accuracy, "weight": r.weight, "num_pairs": r.num_pairs}
+                for who, r in people.items()
+            }
         (out / "evaluation.json").write_text(json.dumps(card, indent=1) + "\n")
         hub.save(model, out, tokenizer_dir=recipe.model)
         run.finish(
@@ -142,13 +195,102 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         )
 
 
+def loss_named(recipe: RewardRecipe) -> Loss:
+    """The recipe's loss as a function of scores, ranks, mask and what else was told, one value a ranking.
+
+    Raises `UsageError` for a name or a setting that there is not.
+    """
+    shares = torch.tensor(recipe.weights.shares())
+    if recipe.loss in rating_losses:
+        fitted = rating_losses.bind(recipe.loss, recipe.loss_settings)
+
+        def of_ratings(scores: Tensor, ranks: Tensor, mask: Tensor, said: Told) -> Tensor:
+            if scores.ndim == 3:
+                return fitted(scores, said.ratings, rated(said))
+            return fitted(scores[..., None], (said.ratings @ shares.to(scores))[..., None], rated(said))
+
+        return of_ratings
+    if recipe.loss not in ranking_losses:
+        known = ", ".join([*ranking_losses, *rating_losses])
+        raise UsageError(f"no loss of reward models is called '{recipe.loss}'", expected=known)
+    ranked = ranking_losses.bind(recipe.loss, recipe.loss_settings)
+
+    def of_rankings(scores: Tensor, ranks: Tensor, mask: Tensor, said: Told) -> Tensor:
+        if scores.ndim == 3:
+            return by_head(ranked, scores, said.ratings, rated(said))
+        return ranked(scores, Wanted(ranks, mask, said.strengths, said.ratings @ shares.to(said.ratings)))
+
+    return of_rankings
+
+
+def idle(recipe: RewardRecipe) -> Iterator[str]:
+    """What is set in the recipe and changes nothing in this run."""
+    weighing = (
+        recipe.head == "3h" or recipe.loss in rating_losses or recipe.loss_settings.get("margin", 0) > 0
+    )
+    if recipe.weights != Weights() and not weighing:
+        yield "`weights` change nothing: rankings are learnt from, without margins"
+    if recipe.center_on == "pairs" and recipe.center == 0:
+        yield "`center_on` changes nothing: `center` is 0"
+
+
+def rated(said: Told) -> Tensor:
+    """`[G, K]`, True where an answer was rated."""
+    return ~said.ratings[..., 0].isnan()
+
+
+def overall(scores: Tensor, shares: Tensor) -> Tensor:
+    """One number for each answer: the score `[G, K]` itself, or the weighted sum of heads `[G, K, H]`."""
+    return scores @ shares.to(scores) if scores.ndim == 3 else scores
+
+
+def who_to_believe(
+    recipe: RewardRecipe, rankings: Sequence[Ranking], training: Sequence[Slate]
+) -> dict[str, Reliability]:
+    """The annotators' reliabilities on what is trained on, where the recipe asks for them."""
+    if recipe.combine != "reliability":
+        return {}
+    seen = {s.id for s in training}
+    return reliabilities(r for r in rankings if prompt_id(r.prompt) in seen)
+
+
+def prepare(
+    recipe: RewardRecipe,
+    training: Sequence[Slate],
+    people: dict[str, Reliability],
+    say: Callable[[str], None],
+) -> list[Slate]:
+    """The training slates as the recipe wants annotators put together, with what its loss needs."""
+    slates = list(training)
+    if recipe.combine == "bradley-terry":
+        slates = [put_together(s) for s in slates]
+    elif recipe.combine == "reliability":
+        slates = [weighed(s, people) for s in slates]
+    if recipe.loss in rating_losses:
+        return with_ratings(slates, 1, say)
+    return with_ratings(slates, 2, say) if recipe.head == "3h" else slates
+
+
+def begin_at_the_mean(
+    recipe: RewardRecipe, model: ScalarModel, lessons: Sequence[Slate], shares: Tensor
+) -> None:
+    """Give the model the recipe's heads; what is to predict ratings starts at their mean."""
+    ratings = [r for s in lessons for row in s.ratings for r in row if r[0] == r[0]]
+    means = torch.tensor(ratings).mean(0) if recipe.loss in rating_losses else torch.zeros(len(HEADS))
+    if recipe.head == "3h":
+        widen(model, means.tolist(), recipe.seed)
+    elif recipe.loss in rating_losses:
+        model.shift = (shares.cpu() @ means).to(model.shift)
+
+
 def loss_of(
-    recipe: RewardRecipe, scores: Tensor, ranks: Tensor, mask: Tensor, replay: Tensor | None
+    recipe: RewardRecipe, losses: Tensor, scores: Tensor, ranks: Tensor, mask: Tensor, replay: Tensor | None
 ) -> tuple[Tensor, dict[str, float]]:
-    """What a step minimises (ranking loss, centring, replayed text), and what is logged of it."""
-    losses, given = kwise_loss(scores, ranks, mask), scores[mask]
+    """What a step minimises (the rankings' losses, centring, replayed text), and what is logged of it."""
+    given = scores[mask]
     loss = losses.sum() / len(losses)
-    objective = loss + recipe.center * given.square().mean()
+    drift = squared_sums(scores, mask).mean() if recipe.center_on == "pairs" else given.square().mean()
+    objective = loss + recipe.center * drift
     right, pairs = pair_accuracy(scores.detach(), ranks, mask)
     metrics = {
         "loss": loss.item(),
@@ -163,62 +305,12 @@ def loss_of(
     return objective, metrics
 
 
-def split(
-    slates: Sequence[Slate], limit: int, held_out: float, say: Callable[[str], None]
-) -> tuple[list[Slate], list[Slate]]:
-    """Slates to train on and slates that are held out, without those longer than `limit` tokens."""
-    fit = [s for s in slates if max(map(len, s.sequences)) <= limit]
-    if len(fit) < len(slates):
-        say(f"left out {len(slates) - len(fit)} of {len(slates)} slates longer than the context")
-    training = [s for s in fit if not is_held_out(s.id, held_out)]
-    if not training:
-        raise UsageError(
-            "there is no ranking to train on",
-            got=f"{len(slates)} prompts with submitted rankings, {len(fit)} within {limit} tokens",
-            do="give more rankings, or a smaller held_out",
-        )
-    return training, [s for s in fit if is_held_out(s.id, held_out)]
-
-
-def make_slates(rankings: Iterable[Ranking], chat: Chat, corrections: bool) -> list[Slate]:
-    """Group submitted rankings by prompt and answers, in the order first met."""
-    groups: dict[tuple[object, ...], list[Ranking]] = {}
-    for r in rankings:
-        if r.status == "submitted" and r.ranking is not None:
-            groups.setdefault((r.prompt, tuple(c.messages for c in r.completions)), []).append(r)
-    return [make_slate(group, chat, corrections) for group in groups.values()]
-
-
-def make_slate(group: Sequence[Ranking], chat: Chat, corrections: bool) -> Slate:
-    """One prompt's rankings as a slate; each correction becomes an answer that only its author ranked."""
-    first = group[0]
-    answers = [c.messages for c in first.completions]
-    rows: list[dict[int, int]] = []
-    for r in group:
-        row = {k: rank + 1 for k, rank in enumerate(r.ranking or ())}
-        if corrections and r.correction:
-            row[len(answers)] = 1
-            answers.append((Message(role="assistant", content=r.correction),))
-        rows.append(row)
-    sequences = tuple(tuple(chat.render((*first.prompt, *messages)).tokens) for messages in answers)
-    return Slate(
-        id=prompt_id(first.prompt),
-        texts=tuple(messages[-1].content for messages in answers),
-        sequences=sequences,
-        ranks=tuple(tuple(row.get(k, 0) for k in range(len(answers))) for row in rows),
-    )
-
-
-def prompt_id(prompt: Sequence[Message]) -> str:
-    """The same prompt has the same id in every round, so what is held out stays held out."""
-    return f"{derive(0, *(f'{m.role}:{m.content}' for m in prompt)):016x}"
-
-
 def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Score every answer once, then lay the scores out once per annotator.
 
     Returns:
-        scores, ranks and mask, each `[G, K]` for G rankings (a slate has as many as it has annotators).
+        scores, ranks and mask, each `[G, K]` for G rankings (a slate has as many as it has annotators);
+        scores `[G, K, H]` from a model with H heads.
     """
     scores = score_slates(model, [s.sequences for s in slates], pad_id)
     widest = max(len(s.sequences) for s in slates)
@@ -240,9 +332,10 @@ def score(model: ScalarModel, sequences: Sequence[Sequence[int]], pad_id: int) -
 
 
 @torch.no_grad()
-def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> float:
+def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int, shares: Tensor) -> float:
     """Share of the held-out rankings' untied pairs that the model orders as the annotator did."""
-    right, pairs = pair_accuracy(*forward(model, slates, pad_id))
+    scores, ranks, mask = forward(model, slates, pad_id)
+    right, pairs = pair_accuracy(overall(scores, shares), ranks, mask)
     return float(right.sum() / pairs.sum().clamp(min=1))
 
 

@@ -1,0 +1,181 @@
+"""Rankings as a reward model reads them: one slate for each prompt with the answers that were ranked.
+
+However many annotators ranked a slate and however many pairs each answer is in, every answer is forwarded
+once. Each annotator's ranking is a row of the slate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bloomery.errors import UsageError
+from bloomery.feedback.weights import Reliability, ranks_of, strengths
+from bloomery.seeds import derive
+from bloomery.stages.common import is_held_out
+from bloomery.text.chat import Chat
+from bloomery.types import Message, Ranking, Rating
+
+# The three H of a rating, as one row of numbers.
+HEADS = ("helpful", "honest", "harmless")
+Rated = tuple[float, ...]
+UNRATED: Rated = (float("nan"),) * len(HEADS)
+
+
+@dataclass(frozen=True, slots=True)
+class Slate:
+    """One prompt's answers as token sequences, and what each annotator said of them.
+
+    `ranks[a][k]` is annotator `a`'s rank of answer `k`, 0 where that annotator did not see it
+    (another one's correction); `ratings[a][k]` the three H, NaN where it was not rated. `weights[a]` is what
+    the ranking counts, 1 on average. With `strengths` the one row is what all annotators said together.
+    """
+
+    id: str
+    texts: tuple[str, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    ranks: tuple[tuple[int, ...], ...]
+    annotators: tuple[str, ...] = ()
+    ratings: tuple[tuple[Rated, ...], ...] = ()
+    weights: tuple[float, ...] = ()
+    strengths: tuple[float, ...] = ()
+
+    def keep(self, rows: Sequence[int]) -> Slate:
+        """The slate with only these rows."""
+        return replace(
+            self,
+            ranks=tuple(self.ranks[a] for a in rows),
+            annotators=tuple(self.annotators[a] for a in rows),
+            ratings=tuple(self.ratings[a] for a in rows),
+            weights=tuple(self.weights[a] for a in rows if self.weights),
+        )
+
+
+class Told(NamedTuple):
+    """What slates' rows say beside their ranks: ratings `[G, K, 3]`, NaN where there is none; weights `[G]`;
+    strengths `[G, K]`, where rows were put together."""
+
+    ratings: Tensor
+    weights: Tensor
+    strengths: Tensor | None
+
+
+def make_slates(rankings: Iterable[Ranking], chat: Chat, corrections: bool) -> list[Slate]:
+    """Group submitted rankings by prompt and answers, in the order first met."""
+    groups: dict[tuple[object, ...], list[Ranking]] = {}
+    for r in rankings:
+        if r.status == "submitted" and r.ranking is not None:
+            groups.setdefault((r.prompt, tuple(c.messages for c in r.completions)), []).append(r)
+    return [make_slate(group, chat, corrections) for group in groups.values()]
+
+
+def make_slate(group: Sequence[Ranking], chat: Chat, corrections: bool) -> Slate:
+    """One prompt's rankings as a slate; each correction becomes an answer that only its author ranked."""
+    first = group[0]
+    answers = [c.messages for c in first.completions]
+    rows: list[dict[int, int]] = []
+    for r in group:
+        row = {k: rank + 1 for k, rank in enumerate(r.ranking or ())}
+        if corrections and r.correction:
+            row[len(answers)] = 1
+            answers.append((Message(role="assistant", content=r.correction),))
+        rows.append(row)
+    sequences = tuple(tuple(chat.render((*first.prompt, *messages)).tokens) for messages in answers)
+    return Slate(
+        id=prompt_id(first.prompt),
+        texts=tuple(messages[-1].content for messages in answers),
+        sequences=sequences,
+        ranks=tuple(tuple(row.get(k, 0) for k in range(len(answers))) for row in rows),
+        annotators=tuple(r.annotator.id for r in group),
+        ratings=tuple(_rated(r.ratings, len(answers)) for r in group),
+    )
+
+
+def _rated(ratings: Sequence[Rating | None] | None, num: int) -> tuple[Rated, ...]:
+    """A correction is ranked, never rated."""
+    found = [UNRATED if r is None else tuple(float(getattr(r, h)) for h in HEADS) for r in ratings or ()]
+    return (*found, *[UNRATED] * (num - len(found)))
+
+
+def prompt_id(prompt: Sequence[Message]) -> str:
+    """The same prompt has the same id in every round, so what is held out stays held out."""
+    return f"{derive(0, *(f'{m.role}:{m.content}' for m in prompt)):016x}"
+
+
+def split(
+    slates: Sequence[Slate], limit: int, held_out: float, say: Callable[[str], None]
+) -> tuple[list[Slate], list[Slate]]:
+    """Slates to train on and slates that are held out, without those longer than `limit` tokens."""
+    fit = [s for s in slates if max(map(len, s.sequences)) <= limit]
+    if len(fit) < len(slates):
+        say(f"left out {len(slates) - len(fit)} of {len(slates)} slates longer than the context")
+    training = [s for s in fit if not is_held_out(s.id, held_out)]
+    if not training:
+        raise UsageError(
+            "there is no ranking to train on",
+            got=f"{len(slates)} prompts with submitted rankings, {len(fit)} within {limit} tokens",
+            do="give more rankings, or a smaller held_out",
+        )
+    return training, [s for s in fit if is_held_out(s.id, held_out)]
+
+
+def with_ratings(slates: Sequence[Slate], need: int, say: Callable[[str], None]) -> list[Slate]:
+    """The rows in which at least `need` answers are rated; says how many are not.
+
+    Raises `UsageError` when there is none.
+    """
+    kept = []
+    for s in slates:
+        rows = [a for a, row in enumerate(s.ratings) if sum(r is not UNRATED for r in row) >= need]
+        if rows:
+            kept.append(s.keep(rows))
+    num, left = sum(len(s.ranks) for s in slates), sum(len(s.ranks) for s in kept)
+    if not kept:
+        raise UsageError(
+            "no ranking has ratings to learn from",
+            got=f"{num} rankings",
+            expected=f"at least {need} rated answers in some of them",
+            do="choose a ranking loss with head: score",
+        )
+    if left < num:
+        say(f"left out {num - left} of {num} rankings with fewer than {need} rated answers")
+    return kept
+
+
+def put_together(slate: Slate) -> Slate:
+    """All annotators of a slate as one row: Bradley-Terry strengths, the ranking they amount to, and the mean
+    of the ratings."""
+    found = strengths(slate.ranks)
+    ratings = torch.tensor(slate.ratings).nanmean(0).tolist()
+    return replace(
+        slate,
+        ranks=(ranks_of(found),),
+        annotators=("all",),
+        ratings=(tuple(UNRATED if r[0] != r[0] else tuple(r) for r in ratings),),
+        weights=(),
+        strengths=found,
+    )
+
+
+def weighed(slate: Slate, people: dict[str, Reliability]) -> Slate:
+    """The slate with each annotator's weight; who is not among `people` weighs 1."""
+    weights = tuple(people[who].weight if who in people else 1.0 for who in slate.annotators)
+    return replace(slate, weights=weights)
+
+
+def told(slates: Sequence[Slate], width: int, device: torch.device) -> Told:
+    """The slates' rows in order, padded to `width` answers, as tensors."""
+    ratings = [
+        [*row, *[UNRATED] * (width - len(row))] for s in slates for row in s.ratings or [()] * len(s.ranks)
+    ]
+    weights = [w for s in slates for w in s.weights or [1.0] * len(s.ranks)]
+    together = [[*s.strengths, *[0.0] * (width - len(s.strengths))] for s in slates if s.strengths]
+    return Told(
+        torch.tensor(ratings, device=device),
+        torch.tensor(weights, device=device),
+        torch.tensor(together, device=device) if together else None,
+    )
