@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src" / "bloomery"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "registry", "errors", "seeds", "recipe", "lineage"),
+    ("types", "registry", "errors", "seeds", "recipe", "lineage", "client"),
     ("objectives", "text", "feedback"),
     ("models", "data", "world"),
     ("infer", "train"),
@@ -21,7 +21,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("label", "serve", "report", "chat", "cli"),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-NO_TORCH = {"types", "registry", "errors", "seeds", "recipe", "lineage", "text", "feedback", "world", "label"}
+NO_TORCH = {
+    "types",
+    "registry",
+    "errors",
+    "seeds",
+    "recipe",
+    "lineage",
+    "client",
+    "text",
+    "feedback",
+    "world",
+    "label",
+}
 FORBIDDEN_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "yaml.load", "os.system"}
 FORBIDDEN_FLAGS = {("shell", True), ("trust_remote_code", True)}
 
