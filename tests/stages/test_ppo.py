@@ -558,6 +558,26 @@ def test_the_judge_and_the_reference_never_move_and_the_critic_starts_as_the_jud
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-5 for row in rows)
 
 
+def test_more_parts_of_the_reward_add_up_and_one_without_weight_changes_no_bit(
+    place: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    def part(weight: float) -> dict[str, Any]:
+        return {"kind": "length", "name": "brevity", "weight": weight, "settings": {"most": 2}}
+
+    runs, weights = {}, {}
+    for name, rewards in {"plain": [], "silent": [part(0.0)], "loud": [part(0.5)]}.items():
+        (runs[name],) = run(place, model_dir, tmp_path / name, steps=1, rewards=rewards)
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["plain"] == weights["silent"] != weights["loud"]
+    assert not any(key.startswith("rewards/") for key in runs["plain"])
+    assert runs["silent"]["objective/scores"] == runs["plain"]["objective/scores"]
+    brevity = runs["loud"]["rewards/brevity/mean"]
+    assert brevity < 0
+    assert runs["loud"]["objective/scores"] == pytest.approx(
+        runs["plain"]["objective/scores"] + 0.5 * brevity, abs=1e-5
+    )
+
+
 def test_ptx_needs_a_corpus_and_a_coefficient(
     place: Path, model_dir: Path, corpus: Corpus, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from bloomery.objectives import advantage, policy, value
 from bloomery.objectives.token import aggregate, before, masked_mean
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.model import RewardModel
+from bloomery.rewards.parts import Combined, Part
+from bloomery.rewards.sources import Source, Tools, combined
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
@@ -31,7 +33,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Rollout
+from bloomery.types import Reward, Rollout
 
 
 class Ppo(Section):
@@ -43,6 +45,8 @@ class Ppo(Section):
     """The frozen model the leash is tied to: the SFT model."""
     reward: InputPath
     """The frozen reward model; the critic starts from it too."""
+    rewards: tuple[Source, ...] = ()
+    """More parts of the reward, added to the reward model's score; each is logged."""
     prompts: tuple[InputPath, ...]
     corpus: InputPath | None = None
     """Pretraining text for the ptx term."""
@@ -99,7 +103,9 @@ def run(recipe: Ppo, out: Path) -> None:
         actor = hub.load(recipe.policy).to(device)
         reference = hub.load(recipe.reference).to(device).requires_grad_(False)
         critic = hub.load(recipe.reward, "scalar").to(device)
-        judge = RewardModel(hub.load(recipe.reward, "scalar").to(device), chat.tokenizer.pad_id)
+        judge: Reward = RewardModel(hub.load(recipe.reward, "scalar").to(device), chat.tokenizer.pad_id)
+        if recipe.rewards:
+            judge = combined(recipe.rewards, Tools(chat, device), [Part("reward_model", judge)])
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
         prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, run.line)
         prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, run.line)
@@ -123,7 +129,7 @@ def run(recipe: Ppo, out: Path) -> None:
             sampled = time.perf_counter()
             scores = torch.tensor(score(judge, rollouts, recipe), device=device)
             experience, metrics = look_back(recipe, rollouts, scores, critic, reference, chat)
-            metrics |= gold(rollouts)
+            metrics |= gold(rollouts) | (judge.metrics if isinstance(judge, Combined) else {})
             scored = time.perf_counter()
             lr = rates.schedule_step(optimizer, step, recipe.steps)
             recipe.critic.schedule_step(critic_optimizer, step, recipe.steps)
