@@ -1,5 +1,5 @@
-"""Preference losses against arithmetic done by hand, TRL's own code and finite differences, and what must hold
-of every one of them."""
+"""Preference losses against arithmetic done by hand, TRL's own code and finite differences, and what must
+hold of every one of them."""
 
 from __future__ import annotations
 
@@ -307,12 +307,24 @@ def test_log1mexp_near_zero_and_far_from_it() -> None:
 
 
 def test_the_reward_a_policy_stands_for() -> None:
-    chosen, rejected = preference.implicit_rewards(PAIRS, True, 0.1)
+    chosen, rejected = preference.implicit_rewards(losses["dpo"], PAIRS)
     assert chosen.tolist() == pytest.approx([0.15, -0.05, -0.3, 0.525])
     assert rejected.tolist() == pytest.approx([-0.275, 0.025, 0.75, -0.25])
-    chosen, rejected = preference.implicit_rewards(PAIRS, False, 2.0)
-    assert chosen[1].item() == pytest.approx(2 * -3.0 / 4)
-    assert rejected[1].item() == pytest.approx(2 * -2.0 / 2)
+    chosen, rejected = preference.implicit_rewards(losses.bind("simpo", {"beta": 3.0}), PAIRS)
+    assert chosen[1].item() == pytest.approx(3 * -3.0 / 4)
+    assert rejected[1].item() == pytest.approx(3 * -2.0 / 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_loss_has_a_beta(name: str) -> None:
+    settings = {"beta": 0.7}
+    once, twice = (
+        preference.implicit_rewards(losses.bind(name, {"beta": beta}), PAIRS)[0] for beta in (0.7, 1.4)
+    )
+    torch.testing.assert_close(2 * once, twice)
+    assert not torch.equal(
+        preference.values(losses.bind(name, settings), PAIRS), preference.values(losses[name], PAIRS)
+    )
 
 
 @pytest.mark.parametrize(

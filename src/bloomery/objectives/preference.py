@@ -186,13 +186,14 @@ def values(loss: Loss, pairs: Pairs) -> Tensor:
     return loss(*(getattr(pairs, name) for name in reads(loss)))
 
 
-def implicit_rewards(pairs: Pairs, referenced: bool, beta: float) -> tuple[Tensor, Tensor]:
-    """The reward that a policy stands for, of chosen and rejected answers, both `[P]`.
+def implicit_rewards(loss: Loss, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The reward that a policy stands for, of chosen and rejected answers, both `[P]`, with the loss's beta.
 
     `beta * log(pi / pi_ref)` where there is a reference (Rafailov et al. 2023, equation 5, less a constant of
     the prompt), else `beta` times the mean log-prob of a token (Meng et al. 2024, equation 4).
     """
-    if referenced:
+    beta: float = signature(loss).parameters["beta"].default
+    if needs_reference(loss):
         return beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     return (
         beta * pairs.chosen_logps / pairs.chosen_length,

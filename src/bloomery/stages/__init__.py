@@ -9,7 +9,19 @@ from typing import Any
 
 from bloomery.recipe import Section
 from bloomery.registry import Registry
-from bloomery.stages import clean, encode, evaluate, label, ppo, pretrain, reward, sft, tokenizer, world
+from bloomery.stages import (
+    clean,
+    encode,
+    evaluate,
+    label,
+    ppo,
+    prefer,
+    pretrain,
+    reward,
+    sft,
+    tokenizer,
+    world,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,7 @@ for _name, _recipe, _run in (
     ("label", label.Label, label.run),
     ("reward", reward.RewardRecipe, reward.run),
     ("ppo", ppo.Ppo, ppo.run),
+    ("prefer", prefer.Prefer, prefer.run),
     ("evaluate", evaluate.Evaluate, evaluate.run),
 ):
     STAGES.register(_name)(Stage(_name, _recipe, _run))
