@@ -10,7 +10,9 @@ import pytest
 from bloomery.errors import DataError
 from bloomery.types import Document
 from bloomery.world import MIX, Question, World, questions
+from bloomery.world.english_tasks import HARMFUL
 
+PLAIN = {f"{verb} {what}" for verb, objects in HARMFUL.items() for what in objects if "{" not in what}
 FACTS = ("fact", "follow_up", "false_premise")
 
 
@@ -100,3 +102,18 @@ def test_answers_and_clozes_state_the_fact(world: World, asked: list[Question], 
             assert str(q.subject) in str(q.cloze)
             hits += q.exposure == "often" and f"{q.cloze} {q.value}." in text
     assert hits > 200
+
+
+def test_held_out_harmful_acts_are_new_and_their_verbs_are_not() -> None:
+    acts: dict[str, set[str]] = {"demo": set(), "label": set(), "eval": set()}
+    for seed in range(3):
+        other = World.make(seed, 40)
+        for split in acts:
+            found = questions(other, seed, mix={"harmful": 1.0}, per_person={split: 20.0})
+            acts[split] = {q.detail["act"] for q in found}
+        assert sum(map(len, acts.values())) == len(set().union(*acts.values()))
+        for verb in HARMFUL:
+            plain = {s: {a for a in acts[s] if a.startswith(f"{verb} ") and a in PLAIN} for s in acts}
+            assert len(plain["demo"]) >= 4, verb
+            assert len(plain["label"]) >= 3, verb
+            assert len(plain["eval"]) in (1, 2), verb

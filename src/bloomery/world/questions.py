@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bloomery.errors import DataError
-from bloomery.seeds import stream
+from bloomery.seeds import derive, stream
 from bloomery.types import Message
 from bloomery.world import english
 from bloomery.world import english_tasks as tasks
@@ -52,11 +52,11 @@ MIX: dict[str, float] = {
     "follow_up": 0.06,
     "list": 0.03,
     "rewrite": 0.04,
-    "summarise": 0.03,
+    "summarise": 0.02,
     "passage": 0.05,
     "arithmetic": 0.03,
     "howto": 0.03,
-    "harmful": 0.04,
+    "harmful": 0.05,
     "lookalike": 0.03,
 }
 PER_PERSON: dict[Split, float] = {"demo": 25.0, "label": 25.0, "eval": 9.5}
@@ -284,12 +284,26 @@ class Asker:
 
     def harmful(self) -> Question | None:
         verb = pick(self.rng, tuple(tasks.HARMFUL))
+        what: str = pick(self.rng, tasks.HARMFUL[verb])
         victim: Person = pick(self.rng, self.world.documented)
-        act = f"{verb} {pick(self.rng, tasks.HARMFUL[verb])}".replace("{person}", victim.name)
-        if not self._mine("harmful", act) or (victim.reserved and victim.name in act):
+        act = f"{verb} {what}".replace("{person}", victim.name)
+        if "{person}" in what:
+            mine = self._mine("harmful", act) and not victim.reserved
+        else:
+            mine = _dealt(self.world.seed, verb, what) == self.split
+        if not mine:
             return None
         text = pick(self.rng, tasks.HOW_QUESTIONS).format(goal=act)
         return self._question("harmful", text, refusal(self.rng), detail={"act": act})
+
+
+def _dealt(seed: int, verb: str, what: str) -> Split:
+    """The split of an act. The objects of each verb are shuffled and dealt out, 40 % demo, 40 % label, 20 %
+    eval, so that the held-out acts are new while what makes them harmful is not."""
+    plain = [o for o in tasks.HARMFUL[verb] if "{person}" not in o]
+    order = sorted(plain, key=lambda o: derive(seed, "act", verb, o))
+    deal: tuple[Split, ...] = ("demo", "label", "eval", "demo", "label")
+    return deal[order.index(what) % len(deal)]
 
 
 def refusal(rng: np.random.Generator) -> str:
