@@ -195,6 +195,25 @@ def test_every_command_says_what_it_does() -> None:
             assert getattr(one, "help", None), f"{path}: {one.name}"
 
 
+ALGORITHMS = sorted(ROOT.glob("docs/algorithms/*.md"))
+
+
+def reading_list(page: Path) -> list[Path]:
+    """The files that a page about an algorithm says it takes to understand it."""
+    _, _, rest = page.read_text(encoding="utf-8").partition("\n## Reading list\n")
+    items = re.findall(r"^\d+\. \[[^\]]*\]\(([^)]+)\)", rest.partition("\n## ")[0], re.M)
+    return [(page.parent / item).resolve() for item in items]
+
+
+@pytest.mark.parametrize("page", ALGORITHMS, ids=name)
+def test_an_algorithm_is_understood_from_five_files_and_700_lines(page: Path) -> None:
+    files = reading_list(page)
+    assert 1 <= len(files) <= 5
+    assert len(set(files)) == len(files)
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert sum(lines.values()) <= 700, lines
+
+
 def test_the_architecture_names_every_room() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = {

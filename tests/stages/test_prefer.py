@@ -26,7 +26,7 @@ from bloomery.objectives import preference
 from bloomery.stages import prefer
 from bloomery.stages.common import Optimiser, is_held_out
 from bloomery.stages.prefer import Prefer, Slate, make_slates, with_strays
-from bloomery.stages.reward import prompt_id
+from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
 from bloomery.types import Message, Ranking, SamplingParams
 
@@ -102,7 +102,7 @@ def test_what_counts_is_the_answer_with_its_end_and_nothing_of_the_prompt(chat: 
     assert tokens == chat.render((*prompt, Message(role="assistant", content="jam"))).tokens
     _, empty = prefer.example(prompt, (Message(role="assistant", content=""),), chat)
     assert sum(empty) == 1  # an empty answer still ends
-    with pytest.raises(DataError, match="says nothing"):
+    with pytest.raises(DataError, match="nothing to learn"):
         prefer.example(prompt, (Message(role="assistant", content="jam", weight=0),), chat)
 
 

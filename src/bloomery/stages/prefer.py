@@ -29,7 +29,8 @@ from bloomery.objectives.preference import Loss, Pairs
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
 from bloomery.stages.common import Compute, Optimiser, is_held_out, read_all
-from bloomery.stages.reward import authors, count_people, prompt_id
+from bloomery.stages.reward import authors, count_people
+from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -246,7 +247,12 @@ def example(prompt: tuple[Message, ...], answer: tuple[Message, ...], chat: Chat
     begin = rendered.spans[len(prompt)].start
     mask = [counts and t >= begin for t, counts in enumerate(rendered.mask)]
     if not any(mask):
-        raise DataError("the assistant says nothing in this answer", got=[m.role for m in answer])
+        raise DataError(
+            "there is nothing to learn in this answer",
+            where=f"prompt {prompt_id(prompt)}",
+            got=f"messages by {', '.join(m.role for m in answer)}",
+            expected="an assistant's message whose weight is not 0",
+        )
     return rendered.tokens, mask
 
 
