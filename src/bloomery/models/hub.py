@@ -1,13 +1,12 @@
 """Model directories in Hugging Face's layout: config.json, model.safetensors, generation_config.json.
 
 What is written here loads in transformers (`AutoModelForCausalLM`, `AutoModelForSequenceClassification`)
-without any code of ours, and what transformers writes loads here.
+without any code of ours, and what transformers writes loads here. A directory of adapters (see `peft`) stands
+for its base model with the adapters folded in.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,12 +16,13 @@ from typing import Any, Literal, overload
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bloomery.errors import ArtifactError
+from bloomery.errors import ArtifactError, UsageError
+from bloomery.models import lora, peft
 from bloomery.models.config import LlamaConfig
 from bloomery.models.families import Kind, families
+from bloomery.models.files import check_finite, file_tensors, read_json, replacing, sync, write_json
 from bloomery.models.llama import Llama, ScalarModel
 
 SHIFT = "bloomery_score_shift"
@@ -44,11 +44,23 @@ DTYPES = {
 
 @overload
 def load(
-    directory: Path | str, kind: Literal["causal"] = "causal", *, dtype: torch.dtype = ..., device: str = ...
+    directory: Path | str,
+    kind: Literal["causal"] = "causal",
+    *,
+    dtype: torch.dtype = ...,
+    device: str = ...,
+    merge: bool = ...,
+    base: Path | str | None = ...,
 ) -> Llama: ...
 @overload
 def load(
-    directory: Path | str, kind: Literal["scalar"], *, dtype: torch.dtype = ..., device: str = ...
+    directory: Path | str,
+    kind: Literal["scalar"],
+    *,
+    dtype: torch.dtype = ...,
+    device: str = ...,
+    merge: bool = ...,
+    base: Path | str | None = ...,
 ) -> ScalarModel: ...
 def load(
     directory: Path | str,
@@ -56,13 +68,29 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    merge: bool = True,
+    base: Path | str | None = None,
 ) -> Llama | ScalarModel:
     """Read a model directory; the weights are converted to `dtype`.
 
+    Of a directory of adapters, the base model it names is read and the adapters are folded into it; with
+    `merge=False` they stay apart, and only they can be trained. `base` is where the base model is, if not
+    where the adapters say.
+
     Raises `ArtifactError` naming the file and the tensor when anything is missing, of another shape, not
-    finite, or not part of the model, and when the directory holds the other kind of model.
+    finite, or not part of the model, when the directory holds the other kind of model, and when adapters were
+    trained on another base.
     """
     directory = Path(directory)
+    if peft.is_adapter(directory):
+        model = _load_adapted(directory, kind, dtype, device, base)
+        return lora.fold(model) if merge else model
+    if base is not None:
+        raise UsageError("only adapters have a base", got=base, where=directory)
+    return _load_whole(directory, kind, dtype, device)
+
+
+def _load_whole(directory: Path, kind: Kind, dtype: torch.dtype, device: str) -> Llama | ScalarModel:
     tree = read_json(directory / "config.json")
     config = read_config(directory)
     family = families[str(tree.get("model_type"))]
@@ -81,8 +109,54 @@ def load(
     return model
 
 
+def _load_adapted(
+    directory: Path, kind: Kind, dtype: torch.dtype, device: str, base: Path | str | None
+) -> Llama | ScalarModel:
+    saved = peft.read(directory, None if base is None else Path(base))
+    if saved.kind != kind:
+        raise ArtifactError(f"these are not adapters of a {kind} model", got=saved.kind, where=directory)
+    peft.check_base(saved, directory)
+    home = saved.adapter.base or directory
+    model: Llama | ScalarModel
+    if kind == "causal":
+        model = load(home, dtype=dtype, device=device)
+    elif kind_of(home) == "scalar":
+        model = load(home, "scalar", dtype=dtype, device=device)
+    elif peft.HEAD in saved.tensors:
+        model = ScalarModel.from_causal(load(home, dtype=dtype, device=device), seed=0)
+    else:
+        raise ArtifactError(f"tensor '{peft.HEAD}' is missing, also from the base", where=directory)
+    targets = lora.fitting(model, saved.adapter.targets)
+    if not targets:
+        raise ArtifactError(
+            "the adapters fit no layer", got=", ".join(saved.adapter.targets), where=directory / peft.CONFIG
+        )
+    lora.attach(model, replace(saved.adapter, targets=targets))
+    peft.fill(model, saved, directory)
+    return model
+
+
+def is_model(directory: Path | str) -> bool:
+    """Whether there is a model directory here, of a whole model or of adapters."""
+    return (Path(directory) / "config.json").is_file() or peft.is_adapter(Path(directory))
+
+
+def kind_of(directory: Path | str) -> Kind:
+    """Which kind of model a directory holds. Raises `ArtifactError` when it holds none."""
+    directory = Path(directory)
+    if peft.is_adapter(directory):
+        return peft.kind_of(directory)
+    tree = read_json(directory / "config.json")
+    read_config(directory)
+    scalar = families[str(tree["model_type"])].architectures["scalar"]
+    return "scalar" if scalar in (tree.get("architectures") or []) else "causal"
+
+
 def read_config(directory: Path | str) -> LlamaConfig:
-    """The config of a model directory. Raises `ArtifactError`, also for an unknown `model_type`."""
+    """The config of a model directory, of adapters that of their base. Raises `ArtifactError`, also for an
+    unknown `model_type`."""
+    if peft.is_adapter(Path(directory)):
+        return read_config(peft.base_of(Path(directory)))
     path = Path(directory) / "config.json"
     tree = read_json(path)
     if "auto_map" in tree:
@@ -102,42 +176,60 @@ def save(
     tokenizer_dir: Path | str | None = None,
     eos_id: int | None = None,
     pad_id: int | None = None,
+    merge: bool = False,
 ) -> None:
     """Write a model directory; each file appears whole or not at all, config.json last.
 
+    A model with adapters becomes a directory of adapters, or with `merge` a whole model, them folded in.
     With `tokenizer_dir` the tokenizer's files are copied in and its eos, pad and bos tokens become the
     model's; `eos_id` and `pad_id` overrule. Raises `ArtifactError` when a weight is not finite (nothing is
-    written then) or the tokenizer has ids beyond the vocabulary.
+    written then), when the tokenizer has ids beyond the vocabulary, and rather than put adapters and a whole
+    model into one directory.
     """
     directory = Path(directory)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    shift = weights.pop("shift", None)
-    for name, tensor in weights.items():
-        _check_finite(name, tensor, directory / "model.safetensors")
     config = model.config
     if tokenizer_dir is not None:
         config = replace(config, **_special_ids(Path(tokenizer_dir), config.vocab_size))
+    adapter = None if merge else lora.adapter_of(model)
+    weights = lora.plain_state(model) if adapter is None else model.state_dict()
+    for name, tensor in weights.items():
+        check_finite(name, tensor, directory / ("model.safetensors" if adapter is None else peft.WEIGHTS))
+    taken = directory / ("config.json" if adapter is not None else peft.CONFIG)
+    if taken.exists():
+        raise ArtifactError(
+            "this directory holds another kind of model", where=taken, do="choose another directory"
+        )
     if eos_id is not None:
         config = replace(config, eos_token_id=eos_id)
     if pad_id is not None:
         config = replace(config, pad_token_id=pad_id)
-
+    if adapter is not None and (eos_id is not None or pad_id is not None):
+        raise UsageError("adapters have the special ids of their base", do="save with merge, or without ids")
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer_dir is not None and Path(tokenizer_dir).resolve() != directory.resolve():
         for name in TOKENIZER_FILES:
             if (source := Path(tokenizer_dir) / name).exists():
-                with _replacing(directory / name) as temporary:
+                with replacing(directory / name) as temporary:
                     shutil.copyfile(source, temporary)
-    with _replacing(directory / "model.safetensors") as temporary:
+    if adapter is None:
+        _save_whole(model, config, directory)
+    else:
+        peft.write(model, adapter, directory)
+    sync(directory)
+
+
+def _save_whole(model: Llama | ScalarModel, config: LlamaConfig, directory: Path) -> None:
+    weights = {n: t.detach().cpu().contiguous() for n, t in lora.plain_state(model).items()}
+    shift = weights.pop("shift", None)
+    with replacing(directory / "model.safetensors") as temporary:
         safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
     tree = _config_tree(model, config, next(iter(weights.values())).dtype)
     if shift is None:
         special = {k: tree[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(directory / "generation_config.json", {"_from_model_config": True, **special})
+        write_json(directory / "generation_config.json", {"_from_model_config": True, **special})
     else:
         tree[SHIFT] = shift.item()
-    _write_json(directory / "config.json", tree)
-    _sync(directory)
+    write_json(directory / "config.json", tree)
 
 
 def _config_tree(model: Llama | ScalarModel, config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -178,7 +270,7 @@ def _read_weights(
     for path, name, tensor in _tensors(directory):
         if DERIVED.fullmatch(name):
             continue
-        _check_finite(name, tensor, path)
+        check_finite(name, tensor, path)
         if name == "lm_head.weight" and name not in expected:
             tied = tensor
             continue
@@ -211,62 +303,20 @@ def _tensors(directory: Path) -> Iterator[tuple[Path, str, Tensor]]:
     """Every tensor of model.safetensors or, where there is an index instead, of its shards."""
     index = directory / "model.safetensors.index.json"
     if (directory / "model.safetensors").exists() or not index.exists():
-        yield from _file_tensors(directory, "model.safetensors")
+        yield from file_tensors(directory, "model.safetensors")
         return
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
         raise ArtifactError("the index has no weight_map of tensor names to file names", where=index)
     seen: set[str] = set()
     for shard in sorted(set(placed.values())):
-        for path, name, tensor in _file_tensors(directory, shard):
+        for path, name, tensor in file_tensors(directory, shard):
             if placed.get(name) != shard:
                 raise ArtifactError(f"tensor '{name}' is in this shard but not so in the index", where=path)
             seen.add(name)
             yield path, name, tensor
     if missing := sorted(set(placed) - seen):
         raise ArtifactError(f"tensor '{missing[0]}' is in the index but in no shard", where=index)
-
-
-def _file_tensors(directory: Path, name: str) -> Iterator[tuple[Path, str, Tensor]]:
-    path = directory / name
-    if Path(name).name != name or not name.endswith(".safetensors"):
-        raise ArtifactError("a weight file must lie in the model directory", got=name, where=directory)
-    # A hub cache links its snapshots to the blobs two levels up; any other way out is refused.
-    home = directory.resolve()
-    homes = (home, home.parent.parent) if home.parent.name == "snapshots" else (home,)
-    if not any(path.resolve().is_relative_to(place) for place in homes):
-        raise ArtifactError("a weight file must lie in the model directory", got=path.resolve(), where=path)
-    if not path.is_file():
-        raise ArtifactError("there is no such file", where=path, do="name a model directory with its weights")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for key in file.keys():  # noqa: SIM118 - the handle is not a mapping
-                yield path, key, file.get_tensor(key)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(
-            "this is not a whole safetensors file", got=error, where=path, do="copy or download it again"
-        ) from None
-
-
-def _check_finite(name: str, tensor: Tensor, path: Path) -> None:
-    if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise ArtifactError(
-            f"tensor '{name}' is not finite", got=f"{bad} of {tensor.numel()} values", where=path
-        )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `ArtifactError` when there is none."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError("there is no such file", where=path, do="name a model directory") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError("this is not JSON", got=error, where=path) from None
-    if not isinstance(tree, dict):
-        raise ArtifactError("this is not a JSON object", got=type(tree).__name__, where=path)
-    return tree
 
 
 def _special_ids(directory: Path, vocab_size: int) -> dict[str, Any]:
@@ -289,33 +339,3 @@ def _special_ids(directory: Path, vocab_size: int) -> dict[str, Any]:
             raise ArtifactError(f"{name} is not a token", got=text, where=directory / "tokenizer_config.json")
         ids[f"{name}_id"] = None if text is None else vocab[text]
     return ids
-
-
-class _replacing:
-    """`with _replacing(path) as temporary`: write there; on leaving, it is synced and takes path's place."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        _sync(self.temporary)
-        os.replace(self.temporary, self.path)
-
-
-def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

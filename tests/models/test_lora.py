@@ -1,0 +1,291 @@
+"""Adapters against arithmetic by hand, finite differences and the base they stand on: what they compute, what
+learns, and that without them every bit of the base is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bloomery.errors import UsageError
+from bloomery.infer import Engine
+from bloomery.models import Llama, LlamaConfig, ScalarModel, load, lora, save
+from bloomery.models.lora import Adapter, Bare, LoraLinear, adapted, attach, fold, merge, unmerge, without
+from bloomery.objectives.language import nll
+from bloomery.objectives.token import aggregate, counted_logprobs
+from bloomery.train.optim import adamw
+from bloomery.types import SamplingParams
+
+# q and o: 16 -> 16, k and v: 16 -> 8, gate and up: 16 -> 64, down: 64 -> 16
+CONFIG = LlamaConfig.shape(16, 2, 4, 40, kv_heads=2, context=64, tied=False)
+ALL = Adapter(rank=3, alpha=6.0)
+FEW = Adapter(rank=2, alpha=3.0, targets=("q_proj", "v_proj"))
+
+
+def loud(model: nn.Module, seed: int = 0) -> None:
+    """Weights far from zero, also in the adapters, so that each of them tells."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter.copy_(noise * 0.2 + (1 if name.endswith("norm.weight") else 0))
+
+
+def base(kind: Callable[[LlamaConfig], Llama | ScalarModel] = Llama) -> Llama:
+    model = kind(CONFIG)
+    loud(model)
+    return model  # type: ignore[return-value]
+
+
+def adapters(model: nn.Module, seed: int = 5) -> None:
+    """Adapters that do something: B is no longer 0."""
+    loud(nn.ParameterList(p for layer in adapted(model).values() for p in (layer.lora_A, layer.lora_B)), seed)
+
+
+def with_adapters(adapter: Adapter = ALL) -> Llama:
+    model = base()
+    attach(model, adapter)
+    adapters(model)
+    return model
+
+
+def tokens(rows: int = 4, length: int = 48) -> Tensor:
+    """Rows enough that the fast path of the base lays its weights side by side."""
+    return torch.randint(0, 40, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_one_layer_by_hand() -> None:
+    plain = nn.Linear(2, 2)
+    with torch.no_grad():
+        plain.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        plain.bias.copy_(torch.tensor([0.5, -0.5]))
+    layer = LoraLinear(plain, Adapter(rank=1, alpha=4.0))
+    with torch.no_grad():
+        layer.lora_A.copy_(torch.tensor([[1.0, -1.0]]))
+        layer.lora_B.copy_(torch.tensor([[2.0], [3.0]]))
+    x = torch.tensor([1.0, 3.0])
+    # W x + b = (7.5, 14.5); A x = -2; (alpha / r) B A x = 4 * (-4, -6)
+    assert layer(x).tolist() == [-8.5, -9.5]
+    assert layer.whole().tolist() == [[9.0, -6.0], [15.0, -8.0]]
+    assert layer.plain()(x).tolist() == [7.5, 14.5]
+
+
+def test_what_the_product_is_multiplied_by() -> None:
+    assert Adapter(rank=4, alpha=8.0).scale == 2.0
+    assert Adapter(rank=4, alpha=8.0, rslora=True).scale == 4.0
+
+
+@pytest.mark.parametrize("kind", [Llama, ScalarModel])
+def test_new_adapters_change_nothing(kind: type[Llama]) -> None:
+    model, x = base(kind), tokens()
+    with torch.no_grad():
+        before = model(x)
+        attach(model, ALL)
+        torch.testing.assert_close(model(x), before, atol=1e-5, rtol=0)
+        adapters(model)
+        assert (model(x) - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("length", [4, 48])
+def test_without_adapters_every_bit_is_the_base_s(length: int) -> None:
+    model, x = with_adapters(), tokens(length=length)
+    with torch.no_grad():
+        want, changed = base()(x), model(x)
+        with without(model):
+            assert torch.equal(model(x), want)
+            assert lora.adapter_of(model) is None
+        assert torch.equal(Bare(model)(x), want)
+        assert torch.equal(Bare(model).logits(want), base().logits(want))
+        assert torch.equal(model(x), changed)
+    assert not torch.allclose(changed, want, atol=0.1)
+
+
+def test_adapters_are_back_after_an_error() -> None:
+    model = with_adapters()
+    with pytest.raises(ZeroDivisionError), without(model):
+        _ = 1 / 0
+    assert len(adapted(model)) == 14
+
+
+def test_the_reference_is_in_the_same_memory_and_follows_a_move() -> None:
+    model = with_adapters()
+    held = {p.data_ptr() for p in model.parameters()}
+    with without(model):
+        assert {p.data_ptr() for p in model.parameters()} < held
+    model.to(torch.float64)
+    with without(model):
+        assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("adapter", [ALL, FEW, Adapter(rank=2, alpha=3.0, rslora=True)])
+def test_merged_equals_unmerged(adapter: Adapter) -> None:
+    model, x = with_adapters(adapter), tokens()
+    with torch.no_grad():
+        apart, state = model.logits(model(x)), {n: t.clone() for n, t in model.state_dict().items()}
+        merge(model)
+        torch.testing.assert_close(model.logits(model(x)), apart, atol=1e-5, rtol=0)
+        assert not torch.equal(model.logits(model(x)), apart), "nothing was merged"
+        assert {n: t.tolist() for n, t in model.state_dict().items()} == {
+            n: t.tolist() for n, t in state.items()
+        }
+        with without(model):
+            assert torch.equal(model(x), base()(x))
+        unmerge(model)
+        assert torch.equal(model.logits(model(x)), apart)
+
+
+def test_merged_adapters_refuse_to_learn() -> None:
+    model = with_adapters()
+    merge(model)
+    with pytest.raises(UsageError, match="merged adapters do not learn"):
+        model(tokens())
+
+
+def test_folded_adapters_leave_a_plain_model() -> None:
+    model, x = with_adapters(), tokens()
+    with torch.no_grad():
+        apart = model.logits(model(x))
+        state = lora.plain_state(model)
+        folded = fold(model)
+        torch.testing.assert_close(folded.logits(folded(x)), apart, atol=1e-5, rtol=0)
+    assert not adapted(folded)
+    assert all(p.requires_grad for p in folded.parameters())
+    assert list(folded.state_dict()) == list(base().state_dict())
+    assert all(torch.equal(t, state[n]) for n, t in folded.state_dict().items())
+
+
+def test_gradients_are_finite_differences() -> None:
+    model = base()
+    attach(model, ALL)
+    model.double()
+    adapters(model)
+    x = tokens(2, 9)
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[:, 0] = False
+
+    def loss() -> Tensor:
+        return aggregate(nll(counted_logprobs(model(x), model.logits, x, mask)[0]), mask, 16)
+
+    loss().backward()
+    for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
+        for parameter in (adapted(model)[name].lora_A, adapted(model)[name].lora_B):
+            assert parameter.grad is not None
+            for index in ((0, 0), (2, 1)):
+                values = []
+                for step in (1e-5, -2e-5):
+                    with torch.no_grad():
+                        parameter[index] += step
+                    values.append(loss().item())
+                with torch.no_grad():
+                    parameter[index] += 1e-5
+                slope = (values[0] - values[1]) / 2e-5
+                assert abs(slope) > 1e-5
+                assert parameter.grad[index].item() == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+# One layer: q and v with rank 2: 2 * (16 + 16) + 2 * (16 + 8) = 112. All with rank 3: q, o 96 each, k, v 72
+# each, gate, up, down 3 * (16 + 64) = 240 each: 1056. A scalar head has 16.
+@pytest.mark.parametrize(
+    ("kind", "adapter", "number"),
+    [(Llama, FEW, 2 * 112), (Llama, ALL, 2 * 1056), (ScalarModel, FEW, 2 * 112 + 16)],
+)
+def test_only_adapters_and_a_scalar_head_learn(kind: type[Llama], adapter: Adapter, number: int) -> None:
+    model = base(kind)
+    frozen = {name: p.clone() for name, p in model.named_parameters()}
+    attach(model, adapter)
+    optimizer, x = adamw(model, lr=0.01), tokens()
+    losses = []
+    for _ in range(5):
+        out = model(x)
+        loss = (out - 1.0).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    moments = [state["exp_avg"] for state in optimizer.state.values()]
+    assert sum(m.numel() for m in moments) == number
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == number
+    assert losses == sorted(losses, reverse=True)
+    moved = {n for n, p in model.named_parameters() if n in frozen and not torch.equal(p, frozen[n])}
+    assert moved == ({"score.weight"} if kind is ScalarModel else set())
+    assert all(layer.lora_B.abs().sum() > 0 for layer in adapted(model).values())
+
+
+def test_a_checkpoint_holds_what_learns_and_loading_it_changes_the_model() -> None:
+    model = with_adapters(FEW)
+    part = lora.learning(model)
+    assert sum(p.numel() for p in part.parameters()) == 2 * 112
+    other = base()
+    attach(other, FEW, seed=3)
+    lora.learning(other).load_state_dict(part.state_dict())
+    assert torch.equal(other(tokens()), model(tokens()))
+    whole = base()
+    assert lora.learning(whole) is whole
+
+
+def test_the_seed_decides_where_adapters_begin() -> None:
+    def drawn(seed: int) -> dict[str, Tensor]:
+        model = base()
+        attach(model, ALL, seed=seed)
+        assert all(layer.lora_B.abs().sum() == 0 for layer in adapted(model).values())
+        return {name: layer.lora_A.detach() for name, layer in adapted(model).items()}
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    for name, a in first.items():
+        assert torch.equal(a, again[name])
+        assert not torch.equal(a, other[name])
+        bound = a.shape[1] ** -0.5
+        assert 0.8 * bound < a.abs().max() <= bound
+    q = [first[f"model.layers.{n}.self_attn.q_proj"] for n in (0, 1)]
+    assert not torch.equal(*q)
+
+
+def test_a_name_can_be_that_of_one_layer() -> None:
+    model = base()
+    attach(model, Adapter(rank=1, alpha=1.0, targets=("model.layers.1.mlp.up_proj", "0.self_attn.q_proj")))
+    assert list(adapted(model)) == ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "score", "proj", "norm", "self_attn", ""])
+@pytest.mark.parametrize("kind", [Llama, ScalarModel])
+def test_what_is_no_layer_of_the_trunk_is_refused(kind: type[Llama], target: str) -> None:
+    model = base(kind)
+    with pytest.raises(UsageError, match=f"no layer is called '{target}'"):
+        attach(model, Adapter(rank=1, alpha=1.0, targets=("q_proj", target)))
+    assert not adapted(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_errors_say_what_to_do() -> None:
+    model = base()
+    with pytest.raises(UsageError, match=r"'q_prj' \(did you mean 'q_proj'\?\)"):
+        attach(model, Adapter(rank=1, alpha=1.0, targets=("q_prj",)))
+    with pytest.raises(UsageError, match=r"did you mean 'model\.layers\.1\.mlp\.up_proj'"):
+        attach(model, Adapter(rank=1, alpha=1.0, targets=("model.layers.2.mlp.up_proj",)))
+    attach(model, FEW)
+    with pytest.raises(UsageError, match="has adapters already"):
+        attach(model, FEW)
+    with pytest.raises(UsageError, match="rank"):
+        Adapter(rank=0, alpha=1.0)
+    for alpha in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="alpha"):
+            Adapter(rank=1, alpha=alpha)
+    with pytest.raises(UsageError, match="at least one target"):
+        Adapter(rank=1, alpha=1.0, targets=())
+
+
+def test_generation_with_adapters_is_generation_with_folded_weights(tmp_path: Path) -> None:
+    model = with_adapters()
+    save(model, tmp_path / "whole", merge=True)
+    prompts, params = tokens(6, 5).tolist(), [SamplingParams(max_tokens=20, temperature=0)] * 6
+
+    def said(one: Llama) -> list[tuple[int, ...]]:
+        return [c.tokens for c in Engine(one, stop_id=-1, pad_id=0)(prompts, params)]
+
+    assert said(model) == said(load(tmp_path / "whole"))
+    with without(model):
+        assert said(model) == said(base())
+    assert said(model) != said(base())
