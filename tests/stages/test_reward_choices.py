@@ -228,7 +228,7 @@ def test_strengths_are_what_pairs_learn_from(chat: Chat, model: ScalarModel) -> 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"loss": "pears"}, "no loss of reward models is called 'pears'"),
+        ({"loss": "pears"}, "no reward loss is called 'pears'"),
         ({"loss_settings": {"margins": 1.0}}, "did you mean 'margin'"),
         ({"loss": "huber", "loss_settings": {"delta": 0}}, "greater than 0"),
         ({"weights": {"helpful": 0, "honest": 0, "harmless": 0}}, "all weights of the three H are 0"),
@@ -271,7 +271,7 @@ def crowd(num: int, seed: int) -> list[Ranking]:
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("said") / "rankings.jsonl"
-    write(crowd(24, seed=0), path, "ranking")
+    write(crowd(14, seed=0), path, "ranking")
     return path
 
 
@@ -293,13 +293,9 @@ def test_every_choice_makes_a_difference(model_dir: Path, said: Path, tmp_path: 
         {},
         {"loss": "plackett-luce"},
         {"loss": "squared"},
-        {"loss": "squared", "weights": {"helpful": 3.0}},
-        {"loss": "huber", "loss_settings": {"delta": 0.5}},
         {"loss_settings": {"label_smoothing": 0.1}},
         {"loss_settings": {"margin": 0.2}},
         {"head": "3h"},
-        {"head": "3h", "loss": "squared"},
-        {"head": "3h", "loss": "squared", "weights": {"helpful": 3.0}},
         {"combine": "bradley-terry"},
         {"combine": "reliability"},
         {"center": 0.1},
@@ -348,7 +344,7 @@ def test_the_weights_of_the_heads_decide_what_is_good(
 ) -> None:
     """Jam is helpful and tea is harmless: which of them is better is for the weights to say. The rankings,
     of which a third are turned round, are not looked at."""
-    write(crowd(60, seed=1), tmp_path / "rankings.jsonl", "ranking")
+    write(crowd(40, seed=1), tmp_path / "rankings.jsonl", "ranking")
     for name, weights, better, worse in (
         ("helpful", {"harmless": 0.0, "honest": 0.0}, "jam", "tea"),
         ("harmless", {"helpful": 0.0, "honest": 0.0}, "tea", "jam"),
@@ -368,7 +364,7 @@ def test_heads_resume_byte_for_byte(
 
     def stop(*rest: Any, **named: Any) -> float:
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 4:
             raise RuntimeError("pulled the plug")
         return real(*rest, **named)
 

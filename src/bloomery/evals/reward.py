@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,18 @@ class Scored:
 
 Gold = Mapping[str, Mapping[str, Any]]
 """Prompt id -> {"kind": str, "grades": {answer text: grade}}, from the oracle."""
+
+
+def read_gold(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The oracle's grades by prompt; the same prompt in several rounds has its answers put together."""
+    gold: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if line:
+                entry = json.loads(line)
+                known = gold.setdefault(entry["prompt"], {"kind": entry["kind"], "grades": {}})
+                known["grades"] |= entry["grades"]
+    return gold
 
 
 def report_card(held_out: Sequence[Scored], length_sign: int, gold: Gold | None = None) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """The reward model's objectives. Each ranking loss takes the K scores of a ranking in one batch element, so
 that an answer is scored once however many pairs it is in.
 
-Shapes: G rankings, K answers (right padded), H heads. Losses come one value per ranking; the caller weighs
-and averages. Reading a slate as several rankings (one per annotator) is the caller's business too.
+Shapes: G rankings, K answers (right padded), H heads. One value per ranking; the caller weighs and averages.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from torch.nn.functional import huber_loss, logsigmoid
 
 from bloomery.registry import Registry
 
-RankingLoss = Callable[..., Tensor]
-RatingLoss = Callable[..., Tensor]
-
-ranking_losses: Registry[RankingLoss] = Registry("ranking loss")
-rating_losses: Registry[RatingLoss] = Registry("rating loss")
+Loss = Callable[..., Tensor]
+ranking_losses: Registry[Loss] = Registry("ranking loss")
+rating_losses: Registry[Loss] = Registry("rating loss")
 
 
 class Wanted(NamedTuple):
@@ -144,7 +141,7 @@ def huber(
     return loss.mean(2).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def by_head(loss: RankingLoss, scores: Tensor, ratings: Tensor, mask: Tensor) -> Tensor:
+def by_head(loss: Loss, scores: Tensor, ratings: Tensor, mask: Tensor) -> Tensor:
     """A ranking loss on every head, each with the ranks that its ratings put the answers in.
 
     What matters is only which answer was rated higher, so an annotator's leniency is no error.

@@ -24,7 +24,8 @@ from bloomery.models import hub
 from bloomery.recipe import InputPath, Section
 from bloomery.seeds import derive, stream
 from bloomery.stages.common import Compute
-from bloomery.stages.reward import authors, prompt_id
+from bloomery.stages.people import authors
+from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train.run import Run

@@ -7,7 +7,8 @@ named in the recipe. However it was trained, it leaves as a model that gives an 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
 from bloomery.errors import UsageError
-from bloomery.evals.reward import Scored, length_preference, report_card
+from bloomery.evals.reward import Scored, length_preference, read_gold, report_card
 from bloomery.feedback.weights import Reliability, reliabilities
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
@@ -34,7 +35,8 @@ from bloomery.objectives.reward import (
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.heads import fold, widen
 from bloomery.rewards.model import score_sequences, score_slates
-from bloomery.stages.common import Compute, Optimiser, Replay, read_all
+from bloomery.stages.common import Compute, Lora, Optimiser, Replay, read_all, tune
+from bloomery.stages.people import authors, count_people
 from bloomery.stages.slates import (
     HEADS,
     Slate,
@@ -51,9 +53,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Candidate, Policy, Ranking
-
-__all__ = ["RewardRecipe", "authors", "count_people", "prompt_id", "run"]
+from bloomery.types import Ranking
 
 # Scores [G, K] or [G, K, H], ranks and mask [G, K], and what else was told, to a loss for each ranking [G].
 Loss = Callable[[Tensor, Tensor, Tensor, Told], Tensor]
@@ -87,6 +87,8 @@ class RewardRecipe(Section):
     """Pretraining text to go on reading: what the trunk knows is what lets the score tell true from false
     on facts nobody ranked (text-generation regularisation, Yang et al. 2024, arXiv 2406.10216)."""
     replay: Replay = Replay(coef=0.0)
+    lora: Lora | None = None
+    """Learn by adapters beside the frozen trunk, and a head; the result is a directory of adapters."""
     start: InputPath | None = None
     """Continue from this reward model (the last round's) instead of the SFT model."""
     gold: tuple[InputPath, ...] = ()
@@ -140,11 +142,11 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         training, held_out = split(slates, limit, recipe.held_out, run.line)
         for line in idle(recipe):
             run.line(line)
-        people = who_to_believe(recipe, rankings, training)
-        lessons = prepare(recipe, training, people, run.line)
+        lessons, people = prepare(recipe, rankings, training, run.line)
         begin_at_the_mean(recipe, model, lessons, shares)
+        learning = tune(model, base=recipe.start or recipe.model, lora=recipe.lora, seed=recipe.seed)
         optimizer = recipe.optimiser.adamw(model)
-        run.track(model=model, optimizer=optimizer)
+        run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(lessons) / recipe.batch))
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
@@ -173,19 +175,11 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             fold(model, shares)
         if recipe.demonstrations is not None:
             shift_to_zero(model, recipe.demonstrations, chat)
-        card = report_card(
-            [
-                Scored(s.id, s.texts, s.ranks, tuple(score(model, s.sequences, chat.tokenizer.pad_id)))
-                for s in held_out
-            ],
-            length_preference([s.texts for s in training], [s.ranks for s in training]),
-            read_gold(recipe.gold),
-        )
+        found = [scored(model, s, chat.tokenizer.pad_id) for s in held_out]
+        favours = length_preference([s.texts for s in training], [s.ranks for s in training])
+        card = report_card(found, favours, read_gold(recipe.gold))
         if people:
-            card["annotators"] = {
-                who: {"accuracy": r.accuracy, "weight": r.weight, "num_pairs": r.num_pairs}
-                for who, r in people.items()
-            }
+            card["annotators"] = {who: asdict(one) for who, one in people.items()}
         (out / "evaluation.json").write_text(json.dumps(card, indent=1) + "\n")
         hub.save(model, out, tokenizer_dir=recipe.model)
         run.finish(
@@ -206,18 +200,18 @@ def loss_named(recipe: RewardRecipe) -> Loss:
 
         def of_ratings(scores: Tensor, ranks: Tensor, mask: Tensor, said: Told) -> Tensor:
             if scores.ndim == 3:
-                return fitted(scores, said.ratings, rated(said))
-            return fitted(scores[..., None], (said.ratings @ shares.to(scores))[..., None], rated(said))
+                return fitted(scores, said.ratings, said.rated)
+            return fitted(scores[..., None], (said.ratings @ shares.to(scores))[..., None], said.rated)
 
         return of_ratings
     if recipe.loss not in ranking_losses:
         known = ", ".join([*ranking_losses, *rating_losses])
-        raise UsageError(f"no loss of reward models is called '{recipe.loss}'", expected=known)
+        raise UsageError(f"no reward loss is called '{recipe.loss}'", expected=known)
     ranked = ranking_losses.bind(recipe.loss, recipe.loss_settings)
 
     def of_rankings(scores: Tensor, ranks: Tensor, mask: Tensor, said: Told) -> Tensor:
         if scores.ndim == 3:
-            return by_head(ranked, scores, said.ratings, rated(said))
+            return by_head(ranked, scores, said.ratings, said.rated)
         return ranked(scores, Wanted(ranks, mask, said.strengths, said.ratings @ shares.to(said.ratings)))
 
     return of_rankings
@@ -225,18 +219,11 @@ def loss_named(recipe: RewardRecipe) -> Loss:
 
 def idle(recipe: RewardRecipe) -> Iterator[str]:
     """What is set in the recipe and changes nothing in this run."""
-    weighing = (
-        recipe.head == "3h" or recipe.loss in rating_losses or recipe.loss_settings.get("margin", 0) > 0
-    )
-    if recipe.weights != Weights() and not weighing:
+    rated = recipe.head == "3h" or recipe.loss in rating_losses or recipe.loss_settings.get("margin")
+    if recipe.weights != Weights() and not rated:
         yield "`weights` change nothing: rankings are learnt from, without margins"
     if recipe.center_on == "pairs" and recipe.center == 0:
         yield "`center_on` changes nothing: `center` is 0"
-
-
-def rated(said: Told) -> Tensor:
-    """`[G, K]`, True where an answer was rated."""
-    return ~said.ratings[..., 0].isnan()
 
 
 def overall(scores: Tensor, shares: Tensor) -> Tensor:
@@ -244,31 +231,21 @@ def overall(scores: Tensor, shares: Tensor) -> Tensor:
     return scores @ shares.to(scores) if scores.ndim == 3 else scores
 
 
-def who_to_believe(
-    recipe: RewardRecipe, rankings: Sequence[Ranking], training: Sequence[Slate]
-) -> dict[str, Reliability]:
-    """The annotators' reliabilities on what is trained on, where the recipe asks for them."""
-    if recipe.combine != "reliability":
-        return {}
-    seen = {s.id for s in training}
-    return reliabilities(r for r in rankings if prompt_id(r.prompt) in seen)
-
-
 def prepare(
-    recipe: RewardRecipe,
-    training: Sequence[Slate],
-    people: dict[str, Reliability],
-    say: Callable[[str], None],
-) -> list[Slate]:
-    """The training slates as the recipe wants annotators put together, with what its loss needs."""
-    slates = list(training)
+    recipe: RewardRecipe, rankings: Sequence[Ranking], training: Sequence[Slate], say: Callable[[str], None]
+) -> tuple[list[Slate], dict[str, Reliability]]:
+    """The training slates as the recipe wants annotators put together, with what its loss needs; and the
+    annotators' reliabilities on what is trained on, where they were asked for."""
+    slates, people = list(training), dict[str, Reliability]()
     if recipe.combine == "bradley-terry":
         slates = [put_together(s) for s in slates]
     elif recipe.combine == "reliability":
+        seen = {s.id for s in training}
+        people = reliabilities(r for r in rankings if prompt_id(r.prompt) in seen)
         slates = [weighed(s, people) for s in slates]
-    if recipe.loss in rating_losses:
-        return with_ratings(slates, 1, say)
-    return with_ratings(slates, 2, say) if recipe.head == "3h" else slates
+    if recipe.head == "3h" or recipe.loss in rating_losses:
+        slates = with_ratings(slates, 1 if recipe.loss in rating_losses else 2, say)
+    return slates, people
 
 
 def begin_at_the_mean(
@@ -326,9 +303,11 @@ def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> tuple[T
 
 
 @torch.no_grad()
-def score(model: ScalarModel, sequences: Sequence[Sequence[int]], pad_id: int) -> list[float]:
-    found: list[float] = score_slates(model, [sequences], pad_id).tolist()
-    return found
+def scored(model: ScalarModel, slate: Slate, pad_id: int) -> Scored:
+    """A held-out slate with the model's scores, for the report card."""
+    return Scored(
+        slate.id, slate.texts, slate.ranks, tuple(score_slates(model, [slate.sequences], pad_id).tolist())
+    )
 
 
 @torch.no_grad()
@@ -346,28 +325,3 @@ def shift_to_zero(model: ScalarModel, demonstrations: Path, chat: Chat) -> None:
     fit = [q for q in sequences if len(q) <= model.config.max_position_embeddings]
     with torch.no_grad():
         model.shift -= score_sequences(model, fit, chat.tokenizer.pad_id).mean()
-
-
-def read_gold(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The oracle's grades by prompt; the same prompt in several rounds has its answers put together."""
-    gold: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line:
-                entry = json.loads(line)
-                known = gold.setdefault(entry["prompt"], {"kind": entry["kind"], "grades": {}})
-                known["grades"] |= entry["grades"]
-    return gold
-
-
-def authors(candidates: Iterable[Candidate]) -> list[Policy]:
-    """Who wrote the answers, each once."""
-    found = {(c.policy.id, c.policy.digest): c.policy for c in candidates}
-    return [found[key] for key in sorted(found, key=str)]
-
-
-def count_people(rankings: Iterable[Ranking]) -> list[dict[str, object]]:
-    counts: dict[tuple[str, str], int] = {}
-    for r in rankings:
-        counts[r.annotator.id, r.annotator.kind] = counts.get((r.annotator.id, r.annotator.kind), 0) + 1
-    return [{"id": who, "kind": kind, "rankings": n} for (who, kind), n in sorted(counts.items())]

@@ -1,7 +1,5 @@
-"""Rankings as a reward model reads them: one slate for each prompt with the answers that were ranked.
-
-However many annotators ranked a slate and however many pairs each answer is in, every answer is forwarded
-once. Each annotator's ranking is a row of the slate.
+"""Rankings as a reward model reads them: one slate for each prompt with the answers that were ranked, and in
+it one row for each annotator. However many rows and pairs an answer is in, it is forwarded once.
 """
 
 from __future__ import annotations
@@ -62,6 +60,11 @@ class Told(NamedTuple):
     ratings: Tensor
     weights: Tensor
     strengths: Tensor | None
+
+    @property
+    def rated(self) -> Tensor:
+        """`[G, K]`, True where an answer was rated."""
+        return ~self.ratings[..., 0].isnan()
 
 
 def make_slates(rankings: Iterable[Ranking], chat: Chat, corrections: bool) -> list[Slate]:
@@ -124,10 +127,7 @@ def split(
 
 
 def with_ratings(slates: Sequence[Slate], need: int, say: Callable[[str], None]) -> list[Slate]:
-    """The rows in which at least `need` answers are rated; says how many are not.
-
-    Raises `UsageError` when there is none.
-    """
+    """The rows in which at least `need` answers are rated; says how many are not. At least one must be."""
     kept = []
     for s in slates:
         rows = [a for a, row in enumerate(s.ratings) if sum(r is not UNRATED for r in row) >= need]
