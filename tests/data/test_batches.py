@@ -1,8 +1,9 @@
-"""Packing and padding: every token of an epoch once, no document spread over rows unless it must be, masks
+"""Packing: every token of an epoch once, no document spread over rows unless it must be, masks
 and segments as the rules of alignment say, batches a pure function of the step."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomery.data.batches import TokenBatch, one_pass, pack_documents, pad
-from bloomery.data.loader import batch_indices
+from bloomery.data.batches import TokenBatch, one_pass, pack, pack_documents
+from bloomery.data.loader import ahead, batch_indices
 from bloomery.data.pack import best_fit, freeze_weights, plan
 from bloomery.data.shards import Corpus, write_shards
 from bloomery.errors import DataError, UsageError
@@ -176,17 +177,66 @@ def test_little_is_wasted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert here.num_rows * 128 < 1.02 * here.num_tokens
 
 
-def test_pad_by_hand() -> None:
-    batch = pad([([7, 8, 9], [False, True, True]), Rendered([5], [False])], pad_id=0, num_bytes=4)
-    assert batch.tokens.tolist() == [[7, 8, 9], [5, 0, 0]]
-    assert batch.mask.tolist() == [[False, True, True], [False, False, False]]
-    assert batch.segments.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert (batch.num_tokens, batch.num_bytes) == (2, 4)
+def test_packed_examples_by_hand() -> None:
+    """The longest, of 4, is a row; the one of 3 opens another, where the single token, given before it, has
+    the first place; the pair opens a third."""
+    f, t = False, True
+    examples = [Rendered([5], [f]), ([7, 8, 9], [t, f, t]), ([1, 2, 3, 4], [f, f, t, t]), ([6, 6], [f, t])]
+    batch = pack(examples, pad_id=0, num_bytes=4)
+    assert batch.tokens.tolist() == [[1, 2, 3, 4], [5, 7, 8, 9], [6, 6, 0, 0]]
+    assert batch.mask.tolist() == [[f, f, t, t], [f, f, f, t], [f, t, f, f]]  # a first position never counts
+    assert batch.segments.tolist() == [[1, 1, 1, 1], [1, 2, 2, 2], [1, 1, 0, 0]]
+    assert (batch.num_tokens, batch.num_bytes) == (4, 4)
     assert batch.to("cpu").tokens.equal(batch.tokens)
-    assert pad([([7], [True])], pad_id=0).num_tokens == 0  # position 0 follows nothing
-    for examples in ([], [([], [])], [([1, 2], [True])]):
+    for wrong in ([], [([1], [False]), ([], [])], [([1, 2], [True])]):
         with pytest.raises(DataError):
-            pad(examples, pad_id=0)  # type: ignore[arg-type]
+            pack(wrong, pad_id=0)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_packed_examples_are_all_there_and_whole(sizes: list[int]) -> None:
+    examples = [([n + 1] * size, [True] * size) for n, size in enumerate(sizes)]
+    batch = pack(examples, pad_id=0)
+    assert batch.tokens.shape[1] == max(sizes)
+    runs = [
+        (row[segments == s].tolist(), int(mask[segments == s].sum()))
+        for row, segments, mask in zip(batch.tokens, batch.segments, batch.mask, strict=True)
+        for s in range(1, int(segments.max()) + 1)
+    ]
+    assert sorted(runs) == [(ids, len(ids) - 1) for ids, _ in examples]
+    assert (batch.tokens[batch.segments == 0] == 0).all()
+
+
+def test_batches_made_ahead_are_the_batches(corpus: Corpus) -> None:
+    """Bit for bit those of the plain call, from whatever step a resumed run starts, and no step beyond the
+    last; all but the first of them come from another thread."""
+    asked: list[tuple[int, int]] = []
+
+    def make(step: int) -> TokenBatch:
+        asked.append((step, threading.get_ident()))
+        return pack_documents(corpus, "train", batch_size=3, length=LENGTH, seed=1, step=step)
+
+    of = ahead(make, total=7)
+    for step in range(3, 7):
+        got, want = of(step), pack_documents(corpus, "train", batch_size=3, length=LENGTH, seed=1, step=step)
+        for one, other in ((got.tokens, want.tokens), (got.mask, want.mask), (got.segments, want.segments)):
+            assert one.equal(other)
+    assert [step for step, _ in asked] == [3, 4, 5, 6]
+    assert [thread == threading.get_ident() for _, thread in asked] == [True, False, False, False]
+
+
+def test_what_goes_wrong_ahead_comes_out_at_its_own_step() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise DataError("no batch")
+        return step
+
+    of = ahead(make, total=5)
+    assert [of(0), of(1)] == [0, 1]
+    with pytest.raises(DataError, match="no batch"):
+        of(2)
+    assert of(4) == 4  # a step that nobody expected
 
 
 def test_the_order_of_examples() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from bloomery.errors import UsageError
 from bloomery.models import KVCache, LlamaConfig, ScalarModel, build, init
-from bloomery.models.layers import attend, by_products
+from bloomery.models.layers import Block, attend, by_products, products
 from bloomery.models.llama import segment_mask, segment_positions
 
 CONFIG = LlamaConfig.shape(32, 2, 4, 50, kv_heads=2, context=64)
@@ -56,15 +56,15 @@ def test_packed_equals_unpacked(model) -> None:
 
 def test_long_packed_rows_equal_unpacked_ones() -> None:
     """Past the length at which attention changes from two products to the fused kernel."""
-    config = LlamaConfig.shape(16, 1, 2, 50, context=256)
+    config = LlamaConfig.shape(16, 1, 2, 50, context=512)
     made = build(config)
     init(made, 0)
-    documents = [tokens(1, n, seed=n) for n in (90, 140)]
-    segments = torch.tensor([[1] * 90 + [2] * 140 + [0] * 10])
+    documents = [tokens(1, n, seed=n) for n in (90, 200)]
+    segments = torch.tensor([[1] * 90 + [2] * 200 + [0] * 10])
     hidden = made(torch.cat([*documents, tokens(1, 10)], dim=1), segments=segments)
     assert torch.isfinite(hidden).all()
     alone = torch.cat([made(document) for document in documents], dim=1)
-    torch.testing.assert_close(hidden[:, :230], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(hidden[:, :290], alone, atol=1e-5, rtol=0)
 
 
 def test_both_ways_of_attending_are_equal() -> None:
@@ -72,12 +72,12 @@ def test_both_ways_of_attending_are_equal() -> None:
     q = torch.randn(2, 4, 20, 8, generator=generator)
     k, v = (torch.randn(2, 2, 20, 8, generator=generator) for _ in range(2))
     assert by_products(20, 20, q.device)
-    assert not by_products(20, 200, q.device)
+    assert not by_products(20, 300, q.device)
     bias = torch.zeros(20, 20).masked_fill(torch.ones(20, 20).triu(1) > 0, float("-inf"))
     products, fused = attend(q, k, v, bias), attend(q, k, v, None)
     torch.testing.assert_close(products, fused, atol=1e-6, rtol=0)
-    padded = [torch.cat((x, torch.zeros(2, 2, 180, 8)), dim=2) for x in (k, v)]  # 200 keys: the fused kernel
-    wide = torch.cat((bias, torch.full((20, 180), float("-inf"))), dim=1)
+    padded = [torch.cat((x, torch.zeros(2, 2, 280, 8)), dim=2) for x in (k, v)]  # 300 keys: the fused kernel
+    wide = torch.cat((bias, torch.full((20, 280), float("-inf"))), dim=1)
     torch.testing.assert_close(attend(q, *padded, wide), fused, atol=1e-6, rtol=0)
 
 
@@ -137,6 +137,77 @@ def test_rows_read_in_parts_of_one_cache(model) -> None:
     new = torch.stack((x[0, 7], x[1, 7], x[2, 4]))[:, None]
     expected = torch.stack((*model(x)[:2, 7], model(x)[2, 4]))
     torch.testing.assert_close(model(new, cache=cache)[:, 0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_several_products_at_once_are_each_layers_own(bias: bool) -> None:
+    """Values and gradients of 3 layers of 4, 2 and 6 outputs: from 12 rows on they are one product."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(5, n, bias=bias) for n in (4, 2, 6)]
+    for rows in (11, 12):
+        x = torch.randn(1, rows, 5, requires_grad=True)
+        found = products(x, *layers)
+        assert (found[0].untyped_storage().data_ptr() == found[1].untyped_storage().data_ptr()) == (
+            rows == 12
+        )
+        want = [layer(x) for layer in layers]
+        every = [x, *(p for layer in layers for p in layer.parameters())]
+        got, expected = (torch.autograd.grad(sum(y.sin().sum() for y in ys), every) for ys in (found, want))
+        for a, b in zip([*found, *got], [*want, *expected], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_a_layer_that_is_more_than_linear_is_called_itself() -> None:
+    class Adapted(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
+    plain, adapted = torch.nn.Linear(3, 2), Adapted(3, 2)
+    x = torch.ones(20, 3)
+    assert torch.equal(
+        products(x, plain, adapted)[1], torch.nn.functional.linear(x, adapted.weight, adapted.bias) + 1
+    )
+
+
+def test_recomputed_layers_change_no_bit_of_the_gradients(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda *args: (calls.append(1), real(*args))[1])
+    found, counts = [], []
+    for recompute in (False, True):
+        monkeypatch.setattr(model.model, "recompute", recompute, raising=False)
+        calls.clear()
+        loss = model(tokens(2, 9), segments=torch.tensor([[1] * 5 + [2] * 4] * 2)).square().mean()
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+        counts.append(len(calls))
+    assert counts == [2, 4]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with torch.no_grad():
+        calls.clear()
+        model(tokens(2, 9))
+    assert len(calls) == 2  # nothing to compute again where nothing goes back
+
+
+def test_bf16_products_with_fp32_weights_and_residuals() -> None:
+    """Near what fp32 gives, in the gradients too, which are fp32; what the products read is cast before."""
+    made = build(LlamaConfig.shape(32, 2, 4, 50, kv_heads=2, context=64))
+    init(made, 0)
+    x, found = tokens(4, 30), []
+    entered: list[torch.dtype] = []
+    made.model.layers[1].register_forward_pre_hook(lambda _, given: entered.append(given[0].dtype))
+    made.model.layers[1].mlp.register_forward_pre_hook(lambda _, given: entered.append(given[0].dtype))
+    for kind in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == torch.bfloat16):
+            hidden = made(x)
+            loss = torch.logsumexp(made.logits(hidden).float(), -1).mean()
+        assert hidden.dtype == kind
+        grads = torch.autograd.grad(loss, list(made.parameters()))
+        assert all(g.dtype == torch.float32 for g in grads)
+        found.append((loss, torch.cat([g.flatten() for g in grads])))
+    assert entered == [torch.float32, torch.float32, torch.float32, torch.bfloat16]
+    (exact, slope), (near, near_slope) = found
+    assert near.item() == pytest.approx(exact.item(), abs=5e-3)
+    assert torch.cosine_similarity(slope, near_slope, dim=0) > 0.999
 
 
 def test_select_drops_and_repeats_rows(model) -> None:

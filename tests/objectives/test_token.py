@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from bloomery.objectives import token
 from bloomery.objectives.language import bits_per_byte
 from bloomery.objectives.token import (
     aggregate,
@@ -56,6 +57,103 @@ def test_temperature_describes_the_distribution_sampled_from() -> None:
     mask[:, 0] = False
     got, _ = counted_logprobs(hidden, lambda h: h, tokens, mask, temperature=0.5)
     torch.testing.assert_close(got, token_logprobs(hidden * 2, tokens))
+
+
+def plainly(hidden, table, tokens, mask, temperature):
+    """Log-probs and entropies `[B, T]` with every logit at once and torch's own derivatives."""
+    rows = torch.log_softmax(hidden @ table.T / temperature, -1)
+    chosen = rows[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    zero = chosen.new_zeros(len(tokens), 1)
+    chosen = torch.where(mask, torch.cat([zero, chosen], 1), 0.0)
+    return chosen, torch.where(mask, before(-(rows.exp() * rows).sum(-1)), 0.0)
+
+
+@pytest.fixture
+def material():
+    """Float64 states and embeddings, 17 counted tokens, and what one step downstream makes of log-probs."""
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(4, 9, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(11, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randint(11, (4, 9), generator=generator)
+    mask = torch.rand(4, 9, generator=generator) < 0.6
+    mask[:, 0] = False
+    weight = torch.randn(4, 9, generator=generator, dtype=torch.float64)
+    return hidden, table, tokens, mask, weight
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("held", "piece", "block"), [(10**6,) * 3, (10**6, 10**6, 22), (10**6, 33, 22), (100, 33, 22), (1, 1, 1)]
+)
+def test_neither_pieces_nor_blocks_change_value_entropy_or_gradient(
+    material, monkeypatch: pytest.MonkeyPatch, temperature: float, held: int, piece: int, block: int
+) -> None:
+    """Against torch's derivatives of all logits at once."""
+    hidden, table, tokens, mask, weight = material
+    for name, value in (("HELD", held), ("PIECE", piece), ("BLOCK", block)):
+        monkeypatch.setattr(token, name, value)
+    sizes: list[int] = []
+
+    def unembed(states: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(states))
+        return states @ table.T
+
+    got = counted_logprobs(hidden, unembed, tokens, mask, temperature)
+    want = plainly(hidden, table, tokens, mask, temperature)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not got[1].requires_grad
+    slopes = [torch.autograd.grad((x[0] * weight).sin().sum(), (hidden, table)) for x in (got, want)]
+    for a, b in zip(*slopes, strict=True):
+        torch.testing.assert_close(a, b)
+    counted = int(mask.sum())
+    assert max(sizes) == min(counted, max(1, piece // 11))
+    kept = held > 11 * counted
+    assert sum(sizes) == (1 if kept else 2) * counted  # what was forgotten is computed again
+
+
+def test_the_slope_by_finite_differences(material) -> None:
+    hidden, table, tokens, mask, _ = material
+    assert torch.autograd.gradcheck(
+        lambda h, w: counted_logprobs(h, lambda s: s @ w.T, tokens, mask, 1.3)[0], (hidden, table)
+    )
+
+
+def test_a_graph_that_is_kept_gives_the_same_slope_twice(material) -> None:
+    hidden, table, tokens, mask, weight = material
+    loss = (counted_logprobs(hidden, lambda s: s @ table.T, tokens, mask)[0] * weight).sum()
+    first = torch.autograd.grad(loss, (hidden, table), retain_graph=True)
+    again = torch.autograd.grad(loss, (hidden, table))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_entropy_is_left_out_where_nobody_wants_it(material) -> None:
+    hidden, table, tokens, mask, _ = material
+    both = [counted_logprobs(hidden, lambda s: s @ table.T, tokens, mask, entropy=e) for e in (True, False)]
+    assert torch.equal(both[0][0], both[1][0])
+    assert both[0][1].any()
+    assert not both[1][1].any()
+
+
+def test_bf16_logits_keep_the_slope_of_a_sure_token() -> None:
+    """A token of probability 0.9997 has slope -0.0003. Kept as 1 less a rounded probability that would be
+    0 or -0.004; kept as a difference it is right to a part in 256."""
+    logits = torch.tensor([[8.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.stack([logits, logits], dim=1)
+    mask = torch.tensor([[False, True]])
+    chosen, _ = counted_logprobs(hidden, lambda s: s, torch.tensor([[0, 0]]), mask)
+    assert chosen.dtype == torch.float32
+    (slope,) = torch.autograd.grad(chosen.sum(), logits)
+    sure = torch.softmax(torch.tensor([8.0, 0.0]), 0)
+    torch.testing.assert_close(slope[0].float(), torch.tensor([sure[1], -sure[1]]), rtol=2**-8, atol=0)
+
+
+def test_no_counted_token_is_no_trouble(material) -> None:
+    hidden, table, tokens, mask, _ = material
+    chosen, spread = counted_logprobs(hidden, lambda s: s @ table.T, tokens, torch.zeros_like(mask))
+    assert not chosen.any()
+    assert not spread.any()
+    assert not torch.autograd.grad(chosen.sum(), hidden)[0].any()
 
 
 def test_garbage_under_the_mask_reaches_neither_value_nor_gradient() -> None:

@@ -16,7 +16,7 @@ from bloomery.data.batches import TokenBatch, one_pass, pack_documents
 from bloomery.data.shards import Corpus
 from bloomery.errors import UsageError
 from bloomery.lineage import digest_file
-from bloomery.models import hub
+from bloomery.models import hub, llama
 from bloomery.models.llama import Llama, init
 from bloomery.stages import pretrain
 from bloomery.stages.common import Optimiser
@@ -36,7 +36,7 @@ def corpus(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Co
 def train(
     corpus: Corpus, tokenizer_dir: Path, out: Path, *, steps: int, **changed: Any
 ) -> list[dict[str, Any]]:
-    usual = {"model": SHAPE, "batch": 8, "optimiser": RATES, "compute": tiny.COMPUTE, "seed": 3}
+    usual = {"model": SHAPE, "batch": 8, "optimiser": RATES, "compute": tiny.TRAINING, "seed": 3}
     settings = {**usual, **changed}
     tokens = steps * settings["batch"] * CONTEXT
     pretrain.run(Pretrain(corpus=corpus.path, tokenizer=tokenizer_dir, tokens=tokens, **settings), out)
@@ -99,10 +99,32 @@ def test_micro_batches_change_no_weight(
         assert a == pytest.approx(b, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, which it hides from its users
+def test_recomputing_changes_no_bit_and_compiling_is_timed(
+    tokenizer_dir: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, again = torch.nn.Module.compile, list[str]()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend="aot_eager"))
+    plain = llama.checkpoint
+    monkeypatch.setattr(llama, "checkpoint", lambda *a, **k: (again.append(name), plain(*a, **k))[1])
+    rows, bits = {}, {}
+    for name in ("usual", "recompute", "compile"):
+        compute = (
+            {**tiny.TRAINING.model_dump(), name: True} if name != "usual" else tiny.TRAINING.model_dump()
+        )
+        rows[name] = train(corpus, tokenizer_dir, tmp_path / name, steps=2, compute=compute)
+        bits[name] = digest_file(tmp_path / name / "model.safetensors")
+    assert bits["usual"] == bits["recompute"]
+    assert again == ["recompute"] * 2  # one layer, two steps
+    assert all(("timing/compile" in row) == (name == "compile") for name in rows for row in rows[name])
+    assert rows["compile"][0]["timing/compile"] > 0
+    assert rows["compile"][1]["train/loss"] == pytest.approx(rows["usual"][1]["train/loss"], abs=1e-5)
+
+
 def test_steps_follow_from_tokens_and_are_never_rounded_down(
     tokenizer_dir: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    recipe = {"corpus": corpus.path, "tokenizer": tokenizer_dir, "model": SHAPE, "compute": tiny.COMPUTE}
+    recipe = {"corpus": corpus.path, "tokenizer": tokenizer_dir, "model": SHAPE, "compute": tiny.TRAINING}
     pretrain.run(Pretrain(**recipe, tokens=129, batch=2, validate_every=2), tmp_path / "out")
     rows = tiny.lines(tmp_path / "out" / "metrics.jsonl")
     assert len(rows) == 3  # of 64 tokens each

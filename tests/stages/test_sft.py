@@ -64,9 +64,18 @@ def spelled(tokenizer: Tokenizer, talk: Sequence[Turn]) -> tuple[list[int], list
 
 
 def train(model: Path, demonstrations: Sequence[Path], out: Path, **changed: Any) -> list[dict[str, Any]]:
-    usual = {"batch": 4, "epochs": 1, "held_out": 0.0, "optimiser": RATES, "compute": tiny.COMPUTE}
+    usual = {"batch": 4, "epochs": 1, "held_out": 0.0, "optimiser": RATES, "compute": tiny.TRAINING}
     sft.run(Sft(model=model, demonstrations=tuple(demonstrations), **{**usual, **changed}), out)
     return tiny.lines(out / "metrics.jsonl")
+
+
+def counted_of(batch: TokenBatch) -> list[list[int]]:
+    """What counts of each conversation."""
+    return [
+        tokens[mask & (segments == number)].tolist()
+        for tokens, mask, segments in zip(batch.tokens, batch.mask, batch.segments, strict=True)
+        for number in range(1, int(segments.max()) + 1)
+    ]
 
 
 class Watch:
@@ -136,7 +145,8 @@ def test_what_the_assistant_says_is_trained_once_and_so_is_each_of_its_ends(
     said = [t[1] for talk in TALKS for t in talk if t[0] == "assistant" and t[-1] != 0]
     assert len(said) == 6
     assert int((batch.tokens[batch.mask] == end).sum()) == len(said)
-    trained = sorted(chat.tokenizer.decode(batch.tokens[r][batch.mask[r]].tolist()) for r in range(5))
+    assert len(batch.tokens) < 5  # packed
+    trained = sorted(chat.tokenizer.decode(ids) for ids in counted_of(batch))
     assert trained == sorted(
         [" plum jam", " two tea milk red", " jam", " milk", " one two three one two three"]
     )
@@ -238,7 +248,7 @@ def test_conversations_of_two_files_that_share_their_names_are_all_trained_on(
     files = [tiny.write_lines(tmp_path / f"{n}.jsonl", rows(TALKS[n : n + 2])) for n in (0, 3)]
     train(model_dir, files, tmp_path / "out", batch=4)
     assert sorted(watch.names[0]) == ["talk-0", "talk-0", "talk-1", "talk-1"]
-    assert len({tuple(row) for row in watch.batches[0].tokens.tolist()}) == 4
+    assert len({tuple(document) for document in tiny.documents_of(watch.batches[0])}) == 4
     lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
     assert [entry["conversations"] for entry in lineage["data"]] == [2, 2]
 

@@ -17,11 +17,12 @@ from bloomery.data.batches import TokenBatch
 from bloomery.data.shards import Corpus, write_shards
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel
-from bloomery.stages.common import Compute
+from bloomery.stages.common import Compute, Training
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Annotator, Candidate, Document, Message, Policy, Ranking
 
 COMPUTE = Compute(threads=1, checkpoint_every=0)
+TRAINING = Training(threads=1, checkpoint_every=0)
 WORDS = ("red", "blue", "green", "plum", "jam", "tea", "milk", "one", "two", "three", "what", "is", "best")
 
 

@@ -1,12 +1,18 @@
-"""Compared: the dtypes a forward pass has with those the precision promises."""
+"""Compared: the dtypes a forward pass has with those the precision promises, compiled layers with plain ones,
+pages touched with and without memory that is kept."""
 
 from __future__ import annotations
+
+import platform
+import resource
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from bloomery.errors import UsageError
+from bloomery.models import LlamaConfig, build, init
 from bloomery.train import precision
 
 
@@ -44,3 +50,42 @@ def test_what_cannot_be() -> None:
         precision.setup("fp8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="threads must be 1 or more"):
         precision.setup("fp32", threads=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_that_was_freed_is_touched_once() -> None:
+    assert precision.keep_memory()
+    found = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for size in range(8, 24):  # MiB
+            torch.ones(size * 2**18)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert found[-1] < 2**27 / resource.getpagesize() / 20, found
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not precision.keep_memory()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, which it hides from its users
+def test_compiled_blocks_are_the_same_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph a block, no break in it; loss and gradients as without. The graph is run by torch: what
+    inductor makes of it is inductor's."""
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: real(self, backend="aot_eager", fullgraph=True))
+    tokens = torch.randint(6, 50, (2, 20), generator=torch.Generator().manual_seed(1))
+    segments = torch.tensor([[1] * 12 + [2] * 8] * 2)
+    before, found = precision.compile_seconds(), []
+    for compiled in (False, True):
+        model = build(LlamaConfig.shape(32, 2, 4, 50, kv_heads=2, context=64))
+        init(model, 0)
+        if compiled:
+            precision.compile_blocks(model.model.layers)
+        assert list(model.state_dict()) == list(build(model.config).state_dict())
+        loss = model(tokens, segments=segments).square().sum()
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)])
+        assert (precision.compile_seconds() > before) == compiled
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(plain, other, atol=1e-5, rtol=1e-5)

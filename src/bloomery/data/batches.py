@@ -1,4 +1,4 @@
-"""Token batches: packed documents for pretraining, padded examples for everything else."""
+"""Token batches: packed documents for pretraining, packed examples for fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bloomery.data.pack import Plan, Weights, freeze_weights, num_rows, plan
+from bloomery.data.pack import Plan, Weights, best_fit, freeze_weights, num_rows, plan
 from bloomery.data.shards import Corpus
 from bloomery.errors import DataError
 from bloomery.text.chat import Rendered
+
+Example = Rendered | tuple[Sequence[int], Sequence[bool]]
+"""A token sequence and which of it counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,30 +89,35 @@ def one_pass(
         yield _assemble(corpus, split, [(here, r) for r in range(first, upto)], length)
 
 
-def pad(
-    examples: Sequence[Rendered | tuple[Sequence[int], Sequence[bool]]], pad_id: int, num_bytes: int = 0
-) -> TokenBatch:
-    """Examples as rows, padded on the right to the longest; padding has mask False and segment 0.
-    Position 0 follows nothing, so it never counts.
+def pack(examples: Sequence[Example], pad_id: int, num_bytes: int = 0) -> TokenBatch:
+    """Examples as segments of few rows, each as long as the longest example: next to nothing is padded.
 
+    Rows are filled by best fit, examples stand in them in the order given. The first position of an example
+    follows nothing, so it never counts; padding has mask False and segment 0.
     Raises `DataError` for no examples, an empty one, or a mask that is not as long as its tokens.
     """
     pairs = [(e.tokens, e.mask) if isinstance(e, Rendered) else e for e in examples]
-    if not pairs or not all(len(t) for t, _ in pairs):
-        raise DataError("cannot pad", got="no examples" if not pairs else "an example without tokens")
-    shape = (len(pairs), max(len(tokens) for tokens, _ in pairs))
+    sizes = np.array([len(tokens) for tokens, _ in pairs], dtype=np.int64)
+    if not sizes.all() or not len(sizes):
+        raise DataError("cannot pack", got="an example without tokens" if pairs else "no examples")
+    width = int(sizes.max())
+    row_of = best_fit(sizes, width)
+    shape = (int(row_of.max()) + 1, width)
     tokens = torch.full(shape, pad_id, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.bool)
     segments = torch.zeros(shape, dtype=torch.int32)
-    for row, (ids, counts) in enumerate(pairs):
+    used, number = [0] * shape[0], [0] * shape[0]
+    for (ids, counts), row in zip(pairs, row_of.tolist(), strict=True):
         if len(ids) != len(counts):
             raise DataError(
                 "an example's mask is not as long as its tokens", got=f"{len(ids)}, {len(counts)}"
             )
-        tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        mask[row, : len(ids)] = torch.tensor(counts, dtype=torch.bool)
-        segments[row, : len(ids)] = 1
-    mask[:, 0] = False
+        here = slice(used[row], used[row] + len(ids))
+        used[row], number[row] = here.stop, number[row] + 1
+        tokens[row, here] = torch.tensor(ids, dtype=torch.int64)
+        mask[row, here] = torch.tensor(counts, dtype=torch.bool)
+        mask[row, here.start] = False
+        segments[row, here] = number[row]
     return TokenBatch(tokens, mask, segments, num_bytes)
 
 

@@ -50,7 +50,8 @@ def _rows(model: Llama, corpus: Corpus, batch: TokenBatch) -> list[tuple[float, 
     device = next(model.parameters()).device
     here = batch.to(device)
     hidden = model(here.tokens, segments=here.segments)
-    nats = nll(counted_logprobs(hidden, model.logits, here.tokens, here.mask)[0]).double().sum(1)
+    logprobs, _ = counted_logprobs(hidden, model.logits, here.tokens, here.mask, entropy=False)
+    nats = nll(logprobs).double().sum(1)
     sizes = np.where(batch.mask.numpy(), corpus.token_bytes[batch.tokens.numpy()], 0).sum(1, dtype=np.int64)
     return [(bits / math.log(2), int(size)) for bits, size in zip(nats.tolist(), sizes, strict=True)]
 

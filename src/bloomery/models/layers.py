@@ -41,7 +41,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        """The same shape, in the precision of the products that read it: cast once, not by each of them."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps).to(product_dtype(x))
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The precision in which matrix products of `x` are computed here: autocast's, if it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def rope_tables(head_dim: int, theta: float, length: int) -> tuple[Tensor, Tensor]:
@@ -61,8 +68,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def by_products(queries: int, keys: int, device: torch.device) -> bool:
     """Whether attention is faster as two plain products than as torch's fused kernel: for one query a row
-    (decoding), and on a CPU for short rows (measured: 5 times at 32 keys, even at about 160, half at 512)."""
-    return queries == 1 or (device.type == "cpu" and keys <= 128)
+    (decoding), and on a CPU for short rows."""
+    return queries == 1 or (device.type == "cpu" and keys <= 256)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -76,8 +83,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None and by_products(t, s, q.device):
         grouped = (q * dh**-0.5).reshape(b, kv_heads, -1, dh)
         scores = (grouped @ k.transpose(-1, -2)).view(b, h, t, s).add_(bias)
-        exact = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(dim=-1, dtype=exact).to(v.dtype).view(b, kv_heads, -1, s)
+        weights = scores.softmax(dim=-1).to(v.dtype).view(b, kv_heads, -1, s)
         out: Tensor = weights @ v
         return out.view(b, h, t, dh)
     if kv_heads != h:
@@ -114,7 +120,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, T, H * Dh], keys and values [B, T, Hkv * Dh] of x [B, T, D]."""
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return products(x, self.q_proj, self.k_proj, self.v_proj)
 
 
 class SwiGLU(nn.Module):
@@ -133,7 +139,18 @@ class SwiGLU(nn.Module):
 
     def widen(self, x: Tensor) -> tuple[Tensor, ...]:
         """The gate before its silu, and what it gates: both [B, T, inner]."""
-        return self.gate_proj(x), self.up_proj(x)
+        return products(x, self.gate_proj, self.up_proj)
+
+
+def products(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """What each layer makes of x [..., D]: one product where x has rows enough to be worth laying the weights
+    side by side."""
+    plain = all(type(layer) is nn.Linear for layer in layers)
+    if not plain or x.shape[:-1].numel() < sum(layer.out_features for layer in layers):
+        return tuple(layer(x) for layer in layers)
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return tuple(F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1))
 
 
 class Block(nn.Module):

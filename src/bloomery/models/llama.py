@@ -11,12 +11,13 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bloomery import seeds
 from bloomery.errors import UsageError
 from bloomery.models.cache import KVCache
 from bloomery.models.config import LlamaConfig
-from bloomery.models.layers import Block, Reading, RMSNorm, by_products, rope_tables
+from bloomery.models.layers import Block, Reading, RMSNorm, by_products, product_dtype, rope_tables
 
 
 def segment_positions(segments: Tensor) -> Tensor:
@@ -55,10 +56,15 @@ def fork(segments: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Trunk(nn.Module):
-    """Embeddings, blocks and the final norm: tokens [B, T] -> hidden [B, T, D]."""
+    """Embeddings, blocks and the final norm: tokens [B, T] -> hidden [B, T, D].
+
+    With `recompute` the backward pass computes each block again from its input, the only thing of it that is
+    kept: less memory for more time, the same gradients.
+    """
 
     cos: Tensor
     sin: Tensor
+    recompute = False
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -89,9 +95,13 @@ class Trunk(nn.Module):
         Raises `UsageError` when a row is longer than the context, or for `segments` with a `cache`.
         """
         x = self.embed_tokens(tokens)
-        reading = self._reading(tokens, segments, prefix, cache, positions, x.dtype)
+        reading = self._reading(tokens, segments, prefix, cache, positions, product_dtype(x))
+        again = self.recompute and cache is None and torch.is_grad_enabled()
         for layer in self.layers:
-            x = layer(x, reading)
+            if again:
+                x = checkpoint(layer, x, reading, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, reading)
         if cache is not None:
             cache.advance(tokens.shape[1])
         out: Tensor = self.norm(x)

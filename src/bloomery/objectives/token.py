@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+HELD = 2**26
+"""Logits of a batch that may be kept for the backward pass; of a larger one they are computed again."""
+PIECE = 2**22
+"""Logits of one product: 16 MiB in fp32, little enough for memory that is used again."""
+BLOCK = 2**18
+"""Logits that are worked on at a time: 1 MiB in fp32, which fits a core's own cache."""
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -28,23 +38,89 @@ def counted_logprobs(
     tokens: Tensor,
     mask: Tensor,
     temperature: float = 1.0,
+    *,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs` and the entropy, with logits computed only where `mask` counts.
+
+    They are computed in pieces. Of a batch that needs more than `HELD` of them only one piece exists at a
+    time: each is forgotten, and computed again in the backward pass.
 
     Args:
         hidden: `[B, T, D]` final states; `hidden[:, t]` predicts `tokens[:, t + 1]`.
         unembed: `[N, D] -> [N, V]`.
         tokens, mask: `[B, T]`; `mask[:, 0]` must be False.
         temperature: of the distribution that is described, which is the one sampled from.
+        entropy: leave it at 0.0 where nobody wants it.
     Returns:
-        log-probs and entropies (nats), both `[B, T]`, 0.0 where the mask is False.
+        log-probs and entropies (nats, without gradient), both `[B, T]`, 0.0 where the mask is False.
     """
-    counted = mask[:, 1:]
-    logits = unembed(hidden[:, :-1][counted]).float()
-    rows = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
-    chosen = rows.gather(-1, tokens[:, 1:][counted][:, None]).squeeze(-1)
-    entropy = -(rows.detach().exp() * rows.detach()).sum(-1)
-    return scatter(chosen, mask), scatter(entropy, mask)
+    row, column = mask[:, 1:].nonzero(as_tuple=True)
+    states = hidden.flatten(0, 1).index_select(0, row * mask.shape[1] + column)
+    ids = tokens[row, column + 1]
+
+    def describe(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return _chosen(unembed(states), ids, temperature, entropy)
+
+    vocabulary = unembed(states[:0]).shape[-1]
+    size = max(1, PIECE // vocabulary)
+    again = len(states) * vocabulary > HELD
+    pieces = [
+        checkpoint(describe, *piece, use_reentrant=False, preserve_rng_state=False)
+        if again
+        else describe(*piece)
+        for piece in zip(states.split(size), ids.split(size), strict=True)
+    ]
+    chosen, spread = (torch.cat(found) for found in zip(*pieces, strict=True))
+    return scatter(chosen, mask), scatter(spread, mask)
+
+
+def _chosen(logits: Tensor, ids: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Log-probs of `ids` `[N]` under `softmax(logits / temperature)` `[N, V]`, and entropies, both `[N]`."""
+    found: tuple[Tensor, Tensor] = _Chosen.apply(logits, ids, temperature, entropy)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Chosen(torch.autograd.Function):
+    """`_chosen` a few rows at a time, so that its exact numbers stay in the cache and bf16 logits never exist
+    in fp32 all at once. For the backward pass it keeps `softmax - onehot`, in the precision of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, ids: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        chosen = logits.new_zeros(len(ids), dtype=exact)
+        spread = torch.zeros_like(chosen)
+        slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for rows in _blocks(logits):
+            part, id = logits[rows].to(exact), ids[rows, None]
+            logprobs = (part if temperature == 1.0 else part / temperature).log_softmax(dim=-1)
+            chosen[rows] = logprobs.gather(-1, id).squeeze(-1)
+            shares = logprobs.exp() if entropy or slope is not None else logprobs
+            if entropy:
+                spread[rows] = -(shares * logprobs).sum(-1)
+            if slope is not None:
+                slope[rows] = shares.scatter_add_(-1, id, shares.new_full(id.shape, -1.0))
+        ctx.save_for_backward(slope)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(spread)
+        return chosen, spread
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        out, scale = torch.empty_like(slope), -grad[:, None] / ctx.temperature
+        for rows in _blocks(slope):
+            out[rows] = slope[rows] * scale[rows]
+        return out, None, None, None
+
+
+def _blocks(x: Tensor) -> Iterator[slice]:
+    """Slices of the rows of `x` that hold about `BLOCK` numbers each."""
+    size = max(1, BLOCK // x.shape[-1])
+    return (slice(start, start + size) for start in range(0, len(x), size))
 
 
 def scatter(values: Tensor, mask: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from bloomery.data.batches import TokenBatch, pack_documents
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow
-from bloomery.errors import DataError
-from bloomery.models.llama import Llama
+from bloomery.errors import DataError, UsageError
+from bloomery.models import lora as adapters
+from bloomery.models.llama import Llama, ScalarModel
+from bloomery.models.partial import train_only
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs
 from bloomery.recipe import Section
@@ -77,6 +79,40 @@ class Compute(Section):
         return precision.setup(self.precision, self.threads), precision.device()
 
 
+class Training(Compute):
+    """Where and how precisely a stage trains."""
+
+    recompute: bool = False
+    """Keep only what enters each layer and compute the rest again in the backward pass: less memory, more
+    time, the same gradients."""
+    compile: bool = False
+    """Compile the layers in the first steps (about a minute, logged as `timing/compile`): faster steps, the
+    same results to rounding. Bits are the same only between runs that compile."""
+
+    def prepare(self, model: Llama | ScalarModel) -> None:
+        """Make the model's layers compute as these settings say."""
+        model.model.recompute = self.recompute
+        if self.compile:
+            precision.compile_blocks(model.model.layers)
+
+    def timing(self) -> dict[str, float]:
+        """What a step logs of the time that went into compiling, so far."""
+        return {"timing/compile": precision.compile_seconds()} if self.compile else {}
+
+
+class Lora(Section):
+    """Low-rank adapters: thin matrices beside the layers learn, the model itself stays as it is."""
+
+    rank: int = Field(8, ge=1)
+    """How thin: the columns of one matrix and the rows of the other."""
+    alpha: float = Field(16.0, gt=0)
+    """Their product counts alpha / rank."""
+    rslora: bool = False
+    """It counts alpha / sqrt(rank) instead, which keeps its size as the rank grows."""
+    targets: tuple[str, ...] = adapters.LAYERS
+    """Layers with adapters, by the end of their names."""
+
+
 class Replay(Section):
     """Pretraining text that a later stage goes on reading, so that it does not unlearn what is in it."""
 
@@ -103,6 +139,24 @@ def read_all(
     return records
 
 
+def tune(
+    model: Llama | ScalarModel, *, base: Path, lora: Lora | None, train: Sequence[str] = (), seed: int
+) -> nn.Module:
+    """Decide what of a model that was read from `base` learns: all of it, adapters, or the parameters whose
+    names the patterns in `train` fit. Returns what a checkpoint must hold: the part that learns.
+
+    Raises `UsageError` for adapters and patterns at once, and for names that there are not.
+    """
+    if lora is None:
+        train_only(model, train)
+    elif train:
+        raise UsageError("lora and train are two ways to train a part of a model", do="give one of them")
+    else:
+        chosen = adapters.Adapter(lora.rank, lora.alpha, lora.targets, lora.rslora, base)
+        adapters.attach(model, chosen, seed=seed)
+    return adapters.learning(model)
+
+
 def is_held_out(name: str, share: float) -> bool:
     """Decided by the name alone, so what is held out stays so when data is added or reordered."""
     return derive(0, "held out", name) % 10_000 < share * 10_000
@@ -111,7 +165,7 @@ def is_held_out(name: str, share: float) -> bool:
 def text_losses(model: Llama, batch: TokenBatch) -> Tensor:
     """Negative log-likelihood of every counted token of a packed batch, `[B, T]`."""
     hidden = model(batch.tokens, segments=batch.segments)
-    return nll(counted_logprobs(hidden, model.logits, batch.tokens, batch.mask)[0])
+    return nll(counted_logprobs(hidden, model.logits, batch.tokens, batch.mask, entropy=False)[0])
 
 
 def text_loss(model: Llama, corpus: Corpus, *, rows: int, length: int | None, seed: int, step: int) -> Tensor:

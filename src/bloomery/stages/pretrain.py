@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bloomery.data.batches import pack_documents
+from bloomery.data.batches import TokenBatch, pack_documents
+from bloomery.data.loader import ahead
 from bloomery.data.shards import Corpus
 from bloomery.evals.language import held_out_bits
 from bloomery.models import hub
@@ -15,7 +16,7 @@ from bloomery.models.llama import Llama, init
 from bloomery.objectives.language import bits_per_byte
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Compute, Optimiser, text_losses
+from bloomery.stages.common import Optimiser, Training, text_losses
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
@@ -48,7 +49,7 @@ class Pretrain(Section):
     micro_batches: int = Field(1, ge=1)
     """The step is computed in this many parts: same loss, less memory."""
     optimiser: Optimiser = Optimiser(learning_rate=3e-3, warmup=40)
-    compute: Compute = Compute(precision="bf16")
+    compute: Training = Training(precision="bf16")
     validate_every: int = Field(100, ge=1)
     """Steps between measurements of held-out bits per byte."""
     validation_batches: int = Field(4, ge=1)
@@ -72,14 +73,20 @@ def run(recipe: Pretrain, out: Path) -> None:
         )
         init(model, recipe.seed)
         model.to(device)
+        recipe.compute.prepare(model)
         optimizer = recipe.optimiser.adamw(model)
         run.track(model=model, optimizer=optimizer)
         total = -(-recipe.tokens // (recipe.batch * shape.context))
-        for step in run.steps(total):
-            lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            batch = pack_documents(
+
+        def make(step: int) -> TokenBatch:
+            return pack_documents(
                 corpus, "train", batch_size=recipe.batch, length=shape.context, seed=recipe.seed, step=step
             )
+
+        batches = ahead(make, total)
+        for step in run.steps(total):
+            lr = recipe.optimiser.schedule_step(optimizer, step, total)
+            batch = batches(step)
             counted, loss = int(batch.mask.sum()), 0.0
             for part in batch.to(device).split(recipe.micro_batches):
                 with autocast():
@@ -100,6 +107,7 @@ def run(recipe: Pretrain, out: Path) -> None:
                 "lr": lr,
                 "grad_norm": norm,
                 "num_tokens": (step + 1) * recipe.batch * shape.context,
+                **recipe.compute.timing(),
             }
             if (step + 1) % recipe.validate_every == 0 or step + 1 == total:
                 metrics |= validate(model, corpus, recipe)

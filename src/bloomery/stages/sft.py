@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from bloomery.data.batches import TokenBatch, pad
-from bloomery.data.loader import batch_indices
+from bloomery.data.batches import TokenBatch, pack
+from bloomery.data.loader import ahead, batch_indices
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_conversations
 from bloomery.models import hub
@@ -17,7 +17,7 @@ from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs, masked_mean
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Compute, Optimiser, Replay, is_held_out, read_all
+from bloomery.stages.common import Lora, Optimiser, Replay, Training, is_held_out, read_all, tune
 from bloomery.text.chat import Chat, Rendered, require_trained
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -32,6 +32,10 @@ class Sft(Section):
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
+    lora: Lora | None = None
+    """Learn by adapters beside the frozen model; the result is a directory of adapters."""
+    train: tuple[str, ...] = ()
+    """Names of the parameters to train, `*` for anything; all when not given."""
     corpus: InputPath | None = None
     """Pretraining text to go on reading, so that learning to answer does not unlearn the facts."""
     replay: Replay = Replay()
@@ -42,7 +46,7 @@ class Sft(Section):
     """Share of the conversations kept for `eval_loss`."""
     evaluate_every: int = Field(50, ge=1)
     optimiser: Optimiser = Optimiser(learning_rate=1e-3, weight_decay=0.0)
-    compute: Compute = Compute(precision="bf16")
+    compute: Training = Training(precision="bf16")
 
 
 def run(recipe: Sft, out: Path) -> None:
@@ -50,6 +54,7 @@ def run(recipe: Sft, out: Path) -> None:
     with Run(out, stage="sft", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
         model = hub.load(recipe.model).to(device)
+        recipe.compute.prepare(model)
         shown = [
             (path, read_all(read_conversations, [path], recipe.on_bad_row, run.line))
             for path in recipe.demonstrations
@@ -63,13 +68,21 @@ def run(recipe: Sft, out: Path) -> None:
         held_out = [e for name, e in fit if is_held_out(name, recipe.held_out)]
         training = [(name, e) for name, e in fit if not is_held_out(name, recipe.held_out)]
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
+        learning = tune(model, base=recipe.model, lora=recipe.lora, train=recipe.train, seed=recipe.seed)
         optimizer = recipe.optimiser.adamw(model)
-        run.track(model=model, optimizer=optimizer)
+        run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
+
+        def make(step: int) -> tuple[list[str], TokenBatch]:
+            rows = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
+            chosen = [training[i] for i in rows]
+            return [name for name, _ in chosen], pack([e for _, e in chosen], chat.tokenizer.pad_id)
+
+        batches = ahead(make, total)
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            chosen = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
-            batch = pad([training[i][1] for i in chosen], chat.tokenizer.pad_id).to(device)
+            names, batch = batches(step)
+            batch = batch.to(device)
             counted = int(batch.mask.sum())
             with autocast():
                 logprobs, entropy = answer_logprobs(model, batch)
@@ -85,7 +98,7 @@ def run(recipe: Sft, out: Path) -> None:
                 recipe.optimiser.max_norm,
                 guard=run.guard,
                 loss=objective,
-                batch=[training[i][0] for i in chosen],
+                batch=names,
             )
             metrics = {
                 "loss": loss.item(),
@@ -95,6 +108,7 @@ def run(recipe: Sft, out: Path) -> None:
                 "mean_token_accuracy": float(masked_mean(logprobs.detach().exp(), batch.mask)),
                 "num_tokens": counted,
                 "epoch": (step + 1) * recipe.batch / len(training),
+                **recipe.compute.timing(),
             }
             if corpus is not None:
                 metrics["loss/replay"] = replay.item()
@@ -114,8 +128,9 @@ def run(recipe: Sft, out: Path) -> None:
 
 
 def answer_logprobs(model: Llama, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of the counted tokens of padded conversations, both `[B, T]`."""
-    return counted_logprobs(model(batch.tokens), model.logits, batch.tokens, batch.mask)
+    """Log-probs and entropies of the counted tokens of packed conversations, both `[B, T]`."""
+    hidden = model(batch.tokens, segments=batch.segments)
+    return counted_logprobs(hidden, model.logits, batch.tokens, batch.mask)
 
 
 @torch.no_grad()
@@ -124,7 +139,7 @@ def held_out_loss(
 ) -> float:
     nats, counted = 0.0, 0
     for start in range(0, len(examples), batch):
-        part = pad(examples[start : start + batch], pad_id).to(device)
+        part = pack(examples[start : start + batch], pad_id).to(device)
         nats -= float(answer_logprobs(model, part)[0].sum())
         counted += int(part.mask.sum())
     return nats / max(counted, 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import nn
 
 from bloomery.errors import UsageError
 
@@ -18,6 +21,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+# Names of glibc's mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
 def setup(
     precision: Precision = "fp32", threads: int | None = None
 ) -> Callable[[], AbstractContextManager[object]]:
@@ -26,16 +33,43 @@ def setup(
     Matrix products may use the fast units of the machine (`float32_matmul_precision("medium")`: weights
     and sums stay fp32). "bf16" also autocasts activations. `threads` fixes the number of CPU threads:
     results are bit-exact only between runs that use the same number. Raises `UsageError` for an unknown
-    precision or a thread count below 1.
+    precision or a thread count below 1. Freed memory stays with the process: see `keep_memory`.
     """
     if threads is not None:
         if threads < 1:
             raise UsageError("threads must be 1 or more", got=threads)
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("medium")
+    keep_memory()
     if precision == "fp32":
         return nullcontext
     if precision == "bf16":
         kind = device().type
         return lambda: torch.autocast(kind, dtype=torch.bfloat16)
     raise UsageError(f"no precision is called '{precision}'", expected="fp32 or bf16")
+
+
+def keep_memory() -> bool:
+    """Let the C library keep what is freed for the next step, instead of giving it back to the system and
+    touching every page of it again: tensors below 32 MiB, the most it allows. Returns whether it could be
+    told (glibc only)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and bool(
+        mallopt(M_MMAP_THRESHOLD, 2**25) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    )
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile the forward and backward pass of each block at its first call; like blocks share the work.
+
+    Sums may be ordered otherwise than without: results agree to rounding. Needs a C++ compiler on a CPU.
+    """
+    for block in blocks:
+        block.compile()
+
+
+def compile_seconds() -> float:
+    """How long this process has been compiling."""
+    from torch._dynamo.utils import calculate_time_spent
+
+    return float(calculate_time_spent().get("total_wall_time", 0.0))
