@@ -29,7 +29,7 @@ from bloomery.objectives.preference import Loss, Pairs
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
 from bloomery.stages.common import Compute, Optimiser, is_held_out, read_all
-from bloomery.stages.reward import authors, count_people
+from bloomery.stages.people import authors, count_people
 from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ class Slate:
     """One prompt with the answers that were compared, as tokens and masks of prompt + answer.
 
     `pairs` are (chosen, rejected, weight): the places of two answers, and the pair's share of its ranking, so
-    that a ranking weighs the same whatever its K. `stray` is the place of an answer to another prompt.
+    that a ranking weighs the same whatever its K. `stray` is the place of the answer that shows the KL.
     """
 
     id: str
