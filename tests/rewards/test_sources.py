@@ -12,6 +12,7 @@ import torch
 from made_up import rollout
 
 from bloomery.errors import RecipeError, UsageError
+from bloomery.lineage import resolved
 from bloomery.models import hub
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel, init
@@ -132,6 +133,16 @@ def test_models_in_settings_are_inputs(home: Path) -> None:
         "rewards[0].settings.models[0]": home / "a",
         "rewards[0].settings.models[1]": home / "b",
     }
+
+
+def test_what_lies_at_a_path_in_settings_decides_whether_a_stage_reruns(home: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    recipe = Recipe(rewards=(source(kind="exact", settings={"answers": str(answers)}),))
+    found = []
+    for text in ("a", "b", "a"):
+        answers.write_text(f'{{"id": "p", "answer": "{text}"}}')
+        found.append(resolved(recipe))
+    assert found[0] == found[2] != found[1]
 
 
 def test_a_recipe_comes_back_as_it_was(tmp_path: Path) -> None:
