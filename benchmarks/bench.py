@@ -26,11 +26,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from case import SIZES, Case, Side
+from case import COMPILED, SIZES, WORKS, Case, Side
+from tables import merged, number, shares, table
 
 HERE = Path(__file__).parent
 OUT = Path("runs/bench")
-WORKS = ("help", "pretrain", "pretrain_fp32", "rollout", "sft", "reward", "reward_k6", "dpo", "grpo", "ppo")
 # Where a peer is looked for, and what brings it there.
 ENVIRONMENTS = {"trl": ("BLOOMERY_TRL", "trl==1.16.0"), "trl-ppo": ("BLOOMERY_TRL_PPO", "trl==1.12.0")}
 CHECKOUTS = {
@@ -191,41 +191,7 @@ def row_of(case: Case, size: str, ours: Side, theirs: Side) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------ the table
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: medians with the lowest and highest round, the ratio, equality, peaks of memory."""
-    lines = [
-        "| work | size | precision | peer | unit | ours | theirs | ratio | equal | MB ours / theirs |",
-        "|---|---|---|---|---|---:|---:|---:|---|---:|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['work']} | {r['size']} | {r['precision']} | {r['peer']} | {r['unit']} "
-            f"| {spread(r['ours'], r['ours_rounds'])} | {spread(r['theirs'], r['theirs_rounds'])} "
-            f"| {r['ratio']:.2f} | {'yes' if r['equal'] else 'NO: ' + r['why']} "
-            f"| {r['ours_peak_mb']:,.0f} / {r['theirs_peak_mb']:,.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def spread(middle: float, rounds: Sequence[float]) -> str:
-    return f"{number(middle)} ({number(min(rounds))}-{number(max(rounds))})"
-
-
-def number(x: float) -> str:
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
-
-
-def merged(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """New rows take the place of older ones of the same work, size, peer and precision."""
-
-    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return row["work"], row["size"], row["peer"], row["precision"]
-
-    found = {key(row): row for row in (*old, *new)}
-    return sorted(found.values(), key=lambda r: (WORKS.index(r["work"]), key(r)))
+# -------------------------------------------------------------------------------------------- running
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -247,9 +213,6 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------- running
-
-
 def cases(works: Sequence[str], size: str, precision: str | None) -> list[Case]:
     """The rows of some works: each is declared in the file that is named after it."""
     found = list[Case]()
@@ -259,13 +222,14 @@ def cases(works: Sequence[str], size: str, precision: str | None) -> list[Case]:
     return found
 
 
-def commands(case: Case, size: str, threads: int) -> list[list[str]]:
+def commands(case: Case, size: str, threads: int, compiled: bool) -> list[list[str]]:
     """How both sides are started. Raises `Missing`."""
     python = interpreter(case.python)
     settings: dict[str, Any] = {
         **case.settings,
         "size": size,
         "precision": case.precision,
+        "compile": compiled,
         "threads": threads,
         "material": str((OUT / "material" / size).absolute()),
         "scratch": str((OUT / "scratch").absolute()),
@@ -279,9 +243,9 @@ def commands(case: Case, size: str, threads: int) -> list[list[str]]:
 
 def run(case: Case, size: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row, measured now."""
-    before = os.getloadavg()[0]
+    compiled, before = arguments.compile and case.work in COMPILED, os.getloadavg()[0]
     ours, theirs = race(
-        commands(case, size, arguments.threads),
+        commands(case, size, arguments.threads, compiled),
         case,
         rounds=arguments.rounds,
         steps=arguments.steps or case.steps,
@@ -289,6 +253,7 @@ def run(case: Case, size: str, arguments: argparse.Namespace) -> dict[str, Any]:
         logs=OUT / "logs",
     )
     return row_of(case, size, ours, theirs) | {
+        "compiled": compiled,
         "load_before": before,
         "load_after": os.getloadavg()[0],
         **machine(arguments.threads),
@@ -310,7 +275,7 @@ def helper(name: str, size: str, threads: int) -> dict[str, Any]:
 
 def measure(works: Sequence[str], sizes: Sequence[str], arguments: argparse.Namespace) -> int:
     """Every row that was asked for; results are written after each. Returns the exit code."""
-    file, rows, failed = arguments.out / "results.json", list[dict[str, Any]](), 0
+    file, rows, failed = OUT / "results.json", list[dict[str, Any]](), 0
     old = json.loads(file.read_text()) if file.exists() else []
     for size in sizes:
         helper("material", size, arguments.threads)
@@ -334,13 +299,21 @@ def measure(works: Sequence[str], sizes: Sequence[str], arguments: argparse.Name
             )
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(merged(old, rows), indent=1) + "\n")
-    print("\n" + table(rows))
+    show(rows)
     return int(failed or any(not row["equal"] for row in rows))
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table, and the shares of the limits that machine.json holds."""
+    limits = json.loads(file.read_text()) if (file := OUT / "machine.json").exists() else {}
+    print("\n".join(["", table(rows), "", *shares(rows, limits)]))
 
 
 def main() -> int:
     arguments = parse()
-    arguments.out = OUT
+    if arguments.table:
+        show(json.loads((OUT / "results.json").read_text()))
+        return 0
     now = machine(arguments.threads)
     print(", ".join(f"{name} {found}" for name, found in now.items()))
     print(f"load {os.getloadavg()[0]:.2f} before anything ran")
@@ -363,7 +336,13 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, help="steps of a round, instead of each benchmark's own")
     add("--threads", type=int, default=os.cpu_count() or 1)
     add("--precision", choices=["fp32", "bf16"], help="of both sides, for sft, reward, dpo, grpo and ppo")
+    add(
+        "--compile",
+        action="store_true",
+        help=f"compile our layers, for {', '.join(COMPILED)}; the warm-up pays",
+    )
     add("--no-peaks", dest="peaks", action="store_false", help="do not measure the machine's limits first")
+    add("--table", action="store_true", help="only show what was measured before")
     arguments = parser.parse_args()
     arguments.work, arguments.size = arguments.work.split(","), arguments.size.split(",")
     for chosen, known in ((arguments.work, WORKS), (arguments.size, SIZES)):

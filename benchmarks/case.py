@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, variance
 from typing import Any
 
+WORKS = ("help", "pretrain", "pretrain_fp32", "rollout", "sft", "reward", "reward_k6", "dpo", "grpo", "ppo")
+# Works whose stage can compile its layers.
+COMPILED = ("pretrain", "pretrain_fp32", "sft")
 PAIRS_OF_SIX = 15
 
 

@@ -37,7 +37,6 @@ CONVERSATIONS, PAIRS, SLATES, PROMPTS, K = 256, 256, 64, 256, 6
 # Rows, conversations, pairs or slates of a step, the same on both sides.
 BATCH = {"pretrain": 16, "sft": 16, "reward": 16, "reward_k6": 4, "dpo": 16}
 PRETRAIN_STEPS = 64
-EPOCHS = 4  # how often the peers' copies go through the data, in our order, before they start over
 
 MEAN_ANSWER = 32  # tokens: the end token has probability 1 / MEAN_ANSWER
 LOGIT_STD = 2.5  # of the other tokens: neither flat nor certain
@@ -217,9 +216,8 @@ def turn(r: Ranking) -> dict[str, Any]:
 
 
 def in_order(num: int, batch: int) -> list[int]:
-    """Which example comes when in our stages, for EPOCHS passes."""
-    steps = EPOCHS * num // batch
-    return [i for step in range(steps) for i in batch_indices(num, batch, seed=0, step=step)]
+    """Which example comes when in the first pass of our stages; the peers go through it again and again."""
+    return [i for step in range(num // batch) for i in batch_indices(num, batch, seed=0, step=step)]
 
 
 def said(role: Any, content: str) -> Message:

@@ -49,7 +49,9 @@ def run(
 
 def compute(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's section on arithmetic."""
-    return {"precision": settings["precision"], "threads": settings["threads"], "checkpoint_every": 0}
+    compiled = {"compile": True} if settings["compile"] else {}
+    plain = {"precision": settings["precision"], "threads": settings["threads"], "checkpoint_every": 0}
+    return plain | compiled
 
 
 def optimiser(**changes: Any) -> dict[str, Any]:
