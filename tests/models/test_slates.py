@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama
-from bloomery.models.slates import Example, answer_logprobs, shared_length
+from bloomery.models.slates import SPARE, Batch, Example, answer_logprobs, read_slates, shared_length
 
 # prompt, then answers; the prompt of the third slate is one token, and the fourth needs more than one row
 PROMPTS = [[7, 8, 9], [5, 6, 5, 6, 5], [3], [7, 11]]
@@ -85,3 +85,33 @@ def test_what_sequences_share_ends_where_they_differ_or_at_the_limit() -> None:
     assert shared_length([[1, 2, 3], [1, 2, 4]], 5) == 2
     assert shared_length([[1, 2, 3], [1, 2]], 1) == 1
     assert shared_length([[1], [2]], 1) == 0
+
+
+@pytest.mark.parametrize("most", [100, 1000, 4000])
+def test_no_batch_is_large_or_mostly_padding(most: int) -> None:
+    """And none is small without a need: what follows did not fit, or would have been padded too much."""
+    lengths = [*range(1, 60), 90, 200, 300, 300]
+    shapes: list[tuple[int, int, int]] = []
+
+    def read(batch: Batch) -> torch.Tensor:
+        shapes.append((*batch.tokens.shape, int((batch.segments > 0).sum())))
+        return torch.tensor([end for _, _, end in batch.at])
+
+    found = read_slates(
+        read,
+        [[[7] * n] for n in reversed(lengths)],
+        [0] * len(lengths),
+        context=300,
+        pad_id=0,
+        device=torch.device("cpu"),
+        batch_tokens=most,
+    )
+    assert found.tolist() == lengths[::-1]
+    assert sum(used for _, _, used in shapes) == sum(lengths)
+    for rows, width, used in shapes:
+        assert rows == 1 or (rows * width <= most and rows * width - used <= SPARE)
+    done = 0
+    for rows, _, used in shapes[:-1]:
+        done += rows
+        wider = (rows + 1) * lengths[done]
+        assert wider > most or wider - used - lengths[done] > SPARE

@@ -20,6 +20,9 @@ from bloomery.objectives.token import counted_logprobs
 Tokens = Sequence[int]
 Example = tuple[Tokens, Sequence[bool]]
 
+SPARE = 256
+"""Padded positions that are worth a batch less; about what another pass costs beside its products."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -101,7 +104,7 @@ def answer_logprobs(
         hidden = model(batch.tokens, segments=batch.segments, prefix=batch.prefix)
         index, tokens, mask = _answers(batch, [flat[place] for place in batch.places])
         states = hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
-        logprobs, _ = counted_logprobs(states, model.logits, tokens, mask)
+        logprobs, _ = counted_logprobs(states, model.logits, tokens, mask, entropy=False)
         return torch.stack([logprobs.sum(1), mask.sum(1).to(logprobs.dtype)], dim=1)
 
     both = read_slates(
@@ -137,13 +140,16 @@ def _rows(slate: Sequence[Tokens], start: int, limit: int, context: int) -> Iter
 
 
 def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
-    start = 0
-    while start < len(rows):
-        end = start + 1
-        while end < len(rows) and (end + 1 - start) * rows[end].length <= batch_tokens:
-            end += 1
-        yield rows[start:end]
-        start = end
+    """Rows sorted by length in batches of at most `batch_tokens` positions, of which no more than `SPARE` are
+    padding."""
+    batch, used = list[Row](), 0
+    for row in rows:
+        padded, used = (len(batch) + 1) * row.length, used + row.length
+        if batch and (padded > batch_tokens or padded - used > SPARE):
+            yield batch
+            batch, used = [], row.length
+        batch.append(row)
+    yield batch
 
 
 def _lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
