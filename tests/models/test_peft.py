@@ -172,10 +172,11 @@ def test_peft_computes_what_we_saved_and_we_what_it_saves(
 def test_adapters_come_back_bit_for_bit_and_alone(base: Path, saved: Path) -> None:
     model = hub.load(base)
     adapt(model, base)
-    assert sorted(path.name for path in saved.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
+    names = ["adapter_config.json", "adapter_model.safetensors", "adapter_notes.json"]
+    assert sorted(path.name for path in saved.iterdir()) == names
+    files = [(saved / name).read_bytes() for name in names]
+    hub.save(model, saved)
+    assert [(saved / name).read_bytes() for name in names] == files
     again = hub.load(saved, merge=False)
     assert list(again.state_dict()) == list(model.state_dict())
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in again.state_dict().items())
@@ -372,13 +373,18 @@ def test_damaged_tensors_are_named(saved: Path, what: str) -> None:
 
 def test_absent_and_broken_files_are_named(saved: Path) -> None:
     path = saved / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:300])
+    whole = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors: there is no such file"):
+        hub.load(saved)
+    path.write_bytes(whole[:300])
     with pytest.raises(
         ArtifactError, match=r"adapter_model\.safetensors: this is not a whole safetensors file"
     ):
         hub.load(saved)
-    path.unlink()
-    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors: there is no such file"):
+    path.write_bytes(whole)
+    (saved / "adapter_notes.json").write_text('{"score_shift": "much"}')
+    with pytest.raises(ArtifactError, match=r"adapter_notes\.json: these notes are not usable"):
         hub.load(saved)
     (saved / "adapter_config.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"adapter_config\.json: this is not JSON"):
@@ -396,7 +402,7 @@ def test_kinds_are_not_confused(base: Path, saved: Path, scalar: Path, tmp_path:
     edit_tensors(tmp_path / "out", lambda w: w.pop("base_model.model.score.weight"))
     with pytest.raises(ArtifactError, match=r"'score\.weight' is missing"):
         hub.load(tmp_path / "out", "scalar")
-    edit_tensors(saved, lambda w: None)  # which leaves no word of the base they are for
+    (saved / "adapter_notes.json").unlink()  # the file that knows which base they are for
     with pytest.raises(ArtifactError, match="not a causal model"):
         hub.load(saved, base=scalar)
 

@@ -116,11 +116,11 @@ def load(model: Path) -> tuple[Engine, Chat]:
     from bloomery.text.tokenizer import Tokenizer
     from bloomery.train import precision
 
-    if not (model / "config.json").is_file():
+    if not hub.is_model(model):
         raise ArtifactError(
             "this is not a model directory",
             where=model,
-            got="no config.json",
+            got="neither config.json nor adapter_config.json",
             do="name for example runs/demo/rl",
         )
     precision.setup()

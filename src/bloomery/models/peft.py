@@ -1,5 +1,8 @@
 """Adapter directories in the layout of the PEFT library: adapter_config.json and adapter_model.safetensors.
 
+Beside them lies adapter_notes.json, which only we read: the digest of the base, and a scalar model's shift.
+(A safetensors file could hold them as metadata, but it is not written in the same order every time.)
+
 What is written here loads in PEFT, and what PEFT writes loads here. Whatever in a config would change the
 computation and is not computed here is refused, never ignored.
 """
@@ -8,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from bloomery.errors import ArtifactError, UsageError
@@ -24,7 +27,7 @@ from bloomery.models.files import check_finite, file_tensors, read_json, replaci
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.models.lora import Adapter, adapted
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "adapter_notes.json"
 PREFIX = "base_model.model."
 HEAD = "score.weight"
 TASKS: Mapping[Kind, str] = {"causal": "CAUSAL_LM", "scalar": "SEQ_CLS"}
@@ -127,17 +130,11 @@ def read(directory: Path, base: Path | None = None) -> Saved:
         raise ArtifactError("modules_to_save is not supported", got=extra, where=path)
     tensors = _read_tensors(directory, kind)
     adapter = _adapter(tree, tensors, path, base_of(directory) if base is None else base)
-    try:
-        with safe_open(directory / WEIGHTS, framework="pt") as file:
-            notes = file.metadata() or {}
-        shift = notes.get("bloomery_score_shift")
-        return Saved(
-            adapter, kind, tensors, None if shift is None else float(shift), notes.get("bloomery_base")
-        )
-    except ValueError as error:
-        raise ArtifactError(
-            "the shift of the scores is not a number", got=error, where=directory / WEIGHTS
-        ) from None
+    notes = read_json(directory / NOTES) if (directory / NOTES).is_file() else {}
+    shift, digest = notes.get("score_shift"), notes.get("base_digest")
+    if not isinstance(shift, float | None) or not isfinite(shift or 0) or not isinstance(digest, str | None):
+        raise ArtifactError("these notes are not usable", got=notes, where=directory / NOTES)
+    return Saved(adapter, kind, tensors, shift, digest)
 
 
 def fill(model: Llama | ScalarModel, saved: Saved, directory: Path) -> None:
@@ -179,12 +176,13 @@ def write(model: Llama | ScalarModel, adapter: Adapter, directory: Path) -> None
     kind: Kind = "scalar" if isinstance(model, ScalarModel) else "causal"
     tensors = {name: t for name, t in model.state_dict().items() if name.endswith((".lora_A", ".lora_B"))}
     stored = {f"{PREFIX}{name}.weight": t.detach().cpu().contiguous() for name, t in tensors.items()}
-    notes = {"format": "pt", "bloomery_base": base_digest(adapter.base)}
+    notes: dict[str, Any] = {"base_digest": base_digest(adapter.base)}
     if isinstance(model, ScalarModel):
         stored[PREFIX + HEAD] = model.score.weight.detach().cpu().contiguous()
-        notes["bloomery_score_shift"] = repr(float(model.shift))
+        notes["score_shift"] = float(model.shift)
     with replacing(directory / WEIGHTS) as temporary:
-        safetensors.torch.save_file(stored, temporary, metadata=notes)
+        safetensors.torch.save_file(stored, temporary, metadata={"format": "pt"})
+    write_json(directory / NOTES, notes)
     tree = {
         "base_model_name_or_path": _path_from(directory, adapter.base),
         "bias": "none",

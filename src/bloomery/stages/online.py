@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bloomery.errors import UsageError
 from bloomery.models.llama import Llama
+from bloomery.models.lora import Bare
 from bloomery.objectives.token import counted_logprobs
 from bloomery.text.chat import Chat
 from bloomery.types import Prompt, Reward, Rollout
@@ -60,7 +61,7 @@ def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Scoring) -> list[f
     ]
 
 
-def reader(model: Llama, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+def reader(model: Llama | Bare, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """Log-probs and entropies `[B, T]` of the counted tokens under a model."""
     return lambda tokens, mask: counted_logprobs(model(tokens), model.logits, tokens, mask, temperature)
 

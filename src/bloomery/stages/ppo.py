@@ -18,6 +18,7 @@ from bloomery.data.sources import OnBadRow, read_prompts
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
+from bloomery.models.lora import Bare
 from bloomery.objectives import advantage, policy, value
 from bloomery.objectives.token import aggregate, before, masked_mean
 from bloomery.recipe import InputPath, Section
@@ -27,7 +28,7 @@ from bloomery.rewards.sources import Source, Tools, combined
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
-from bloomery.stages.common import Compute, Optimiser, read_all, text_loss
+from bloomery.stages.common import Compute, Lora, Optimiser, read_all, text_loss, tune
 from bloomery.stages.online import average, fitting, gold_grades, reader, score
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -54,6 +55,9 @@ class Ppo(Section):
     """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
+    lora: Lora | None = None
+    """The policy learns by adapters. Read without them it is the reference, if that is where it started: no
+    second copy in memory."""
     seed: int = 0
     steps: int = Field(40, ge=1)
     prompts_per_step: int = Field(128, ge=1)
@@ -101,7 +105,11 @@ def run(recipe: Ppo, out: Path) -> None:
     with Run(out, stage="ppo", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
-        reference = hub.load(recipe.reference).to(device).requires_grad_(False)
+        learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
+        if recipe.lora is not None and recipe.policy.resolve() == recipe.reference.resolve():
+            reference: Llama | Bare = Bare(actor)
+        else:
+            reference = hub.load(recipe.reference).to(device).requires_grad_(False)
         critic = hub.load(recipe.reward, "scalar").to(device)
         judge: Reward = RewardModel(hub.load(recipe.reward, "scalar").to(device), chat.tokenizer.pad_id)
         if recipe.rewards:
@@ -111,7 +119,7 @@ def run(recipe: Ppo, out: Path) -> None:
         prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, run.line)
         rates = recipe.optimiser
         optimizer, critic_optimizer = rates.adamw(actor), recipe.critic.adamw(critic)
-        run.track(actor=actor, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
+        run.track(actor=learning, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
         learner = Learner(actor, critic, optimizer, critic_optimizer, run.guard)
         gold = gold_grades(recipe.world)
         engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
@@ -155,7 +163,7 @@ def look_back(
     rollouts: list[Rollout],
     scores: Tensor,
     critic: ScalarModel,
-    reference: Llama,
+    reference: Llama | Bare,
     chat: Chat,
 ) -> tuple[Experience, dict[str, float]]:
     """Log-probs, values, rewards and advantages of rollouts under the weights that sampled them."""
@@ -281,5 +289,6 @@ def valuer(critic: ScalarModel) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]
 
 def norm_of(loss: Tensor, model: torch.nn.Module) -> float:
     """The gradient norm one term of a loss would have by itself; leaves the graph and `.grad` as they are."""
-    parts = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    parts = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
     return float(torch.sqrt(sum((g.square().sum() for g in parts if g is not None), torch.zeros(()))))
