@@ -20,7 +20,7 @@ from bloomery.seeds import derive
 from bloomery.stages import label
 from bloomery.stages import world as world_stage
 from bloomery.stages.label import Arm, Label
-from bloomery.stages.reward import make_slates, prompt_id
+from bloomery.stages.slates import make_slates, prompt_id
 from bloomery.stages.world import WorldRecipe
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer

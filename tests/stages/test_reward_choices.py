@@ -25,7 +25,7 @@ from bloomery.models.llama import ScalarModel
 from bloomery.objectives.reward import Wanted, pairwise
 from bloomery.rewards.heads import fold, widen
 from bloomery.rewards.model import score_slates
-from bloomery.stages import reward, slates
+from bloomery.stages import lessons, reward
 from bloomery.stages.common import Optimiser
 from bloomery.stages.reward import RewardRecipe
 from bloomery.stages.slates import UNRATED, Slate, make_slates, told
@@ -53,7 +53,7 @@ SAID = [
 
 def recipe(**changed: Any) -> RewardRecipe:
     nowhere: dict[str, Any] = {"model": Path("nowhere"), "rankings": (Path("nowhere"),)}
-    return RewardRecipe(**{**nowhere, "compute": tiny.COMPUTE, **changed})
+    return RewardRecipe(**{**nowhere, "compute": tiny.TRAINING, **changed})
 
 
 def row_losses(
@@ -95,19 +95,19 @@ def test_rows_hold_ratings_and_a_correction_has_none(chat: Chat) -> None:
 
 def test_rows_without_ratings_are_left_out_and_counted(chat: Chat) -> None:
     made, lines = make_slates(SAID, chat, corrections=True), list[str]()
-    kept = slates.with_ratings(made, 2, lines.append)
+    kept = lessons.with_ratings(made, 2, lines.append)
     assert [s.annotators for s in kept] == [("ada", "bob"), ("ada",)]
     assert [s.ranks for s in kept] == [made[0].ranks, made[1].ranks[:1]]
     assert lines == ["left out 2 of 5 rankings with fewer than 2 rated answers"]
-    assert [len(s.ranks) for s in slates.with_ratings(made, 1, lines.append)] == [2, 1, 1]
+    assert [len(s.ranks) for s in lessons.with_ratings(made, 1, lines.append)] == [2, 1, 1]
     unrated = make_slates([SAID[3]], chat, corrections=True)
     with pytest.raises(UsageError, match="no ranking has ratings"):
-        slates.with_ratings(unrated, 1, lines.append)
+        lessons.with_ratings(unrated, 1, lines.append)
 
 
 def test_put_together_by_hand(chat: Chat) -> None:
     slate = make_slates(SAID, chat, corrections=True)[0]
-    made = slates.put_together(slate)
+    made = lessons.put_together(slate)
     assert made.strengths == strengths(slate.ranks)
     assert made.ranks == (ranks_of(made.strengths),)
     # The correction beat all three; green came last and tied for second.
@@ -121,7 +121,7 @@ def test_put_together_by_hand(chat: Chat) -> None:
 
 def test_an_annotator_nobody_knows_weighs_one(chat: Chat) -> None:
     slate = make_slates(SAID, chat, corrections=True)[0]
-    made = slates.weighed(slate, {"ada": Reliability("ada", 0.9, 1.7, 40)})
+    made = lessons.weighed(slate, {"ada": Reliability("ada", 0.9, 1.7, 40)})
     assert made.weights == (1.7, 1.0)
     assert made.keep([1]).weights == (1.0,)
 
@@ -209,12 +209,12 @@ def test_a_ranking_counts_as_much_as_its_annotator(chat: Chat, model: ScalarMode
     made = make_slates(SAID, chat, corrections=True)
     plain = row_losses(recipe(), model, made, chat)
     people = {who: Reliability(who, None, w, 0) for who, w in (("ada", 1.5), ("bob", 0.0), ("cat", 0.25))}
-    found = row_losses(recipe(), model, [slates.weighed(s, people) for s in made], chat)
+    found = row_losses(recipe(), model, [lessons.weighed(s, people) for s in made], chat)
     assert found == pytest.approx([w * x for w, x in zip([1.5, 0, 1.5, 0.25, 0], plain, strict=True)])
 
 
 def test_strengths_are_what_pairs_learn_from(chat: Chat, model: ScalarModel) -> None:
-    made = slates.put_together(make_slates(SAID, chat, corrections=True)[0])
+    made = lessons.put_together(make_slates(SAID, chat, corrections=True)[0])
     found = row_losses(recipe(), model, [made], chat)
     scores, costs = alone(model, made).tolist(), []
     for i in range(4):
@@ -281,7 +281,7 @@ def train(model: Path, rankings: Path, out: Path, **changed: Any) -> dict[str, A
         "epochs": 1,
         "held_out": 0.2,
         "optimiser": RATES,
-        "compute": tiny.COMPUTE,
+        "compute": tiny.TRAINING,
     }
     reward.run(RewardRecipe(model=model, rankings=(rankings,), **{**usual, **changed}), out)
     card: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
@@ -358,7 +358,7 @@ def test_heads_resume_byte_for_byte(
     model_dir: Path, said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"head": "3h", "loss": "squared", "epochs": 3, "combine": "reliability"}
-    settings["compute"] = tiny.COMPUTE.model_copy(update={"checkpoint_every": 2})
+    settings["compute"] = tiny.TRAINING.model_copy(update={"checkpoint_every": 2})
     train(model_dir, said, tmp_path / "whole", **settings)
     real, calls = reward.update.apply, list[int]()
 

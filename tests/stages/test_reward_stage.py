@@ -21,11 +21,12 @@ from bloomery.data.batches import pack_documents
 from bloomery.data.convert import write
 from bloomery.errors import UsageError
 from bloomery.lineage import digest_file
-from bloomery.models import hub
+from bloomery.models import hub, llama
 from bloomery.models.llama import ScalarModel
 from bloomery.stages import reward
 from bloomery.stages.common import Optimiser, is_held_out
-from bloomery.stages.reward import RewardRecipe, Slate, make_slates, prompt_id
+from bloomery.stages.reward import RewardRecipe
+from bloomery.stages.slates import Slate, make_slates, prompt_id
 from bloomery.text.chat import Chat
 from bloomery.types import Message, Policy, Ranking
 
@@ -175,7 +176,7 @@ RATES = Optimiser(learning_rate=0.003, schedule="constant", warmup=0, weight_dec
 
 
 def train(model: Path, rankings: Sequence[Path], out: Path, **changed: Any) -> dict[str, Any]:
-    usual = {"batch": 8, "epochs": 1, "optimiser": RATES, "compute": tiny.COMPUTE}
+    usual = {"batch": 8, "epochs": 1, "optimiser": RATES, "compute": tiny.TRAINING}
     reward.run(RewardRecipe(model=model, rankings=tuple(rankings), **{**usual, **changed}), out)
     card: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
     return card
@@ -184,6 +185,18 @@ def train(model: Path, rankings: Sequence[Path], out: Path, **changed: Any) -> d
 def save(said: Sequence[Ranking], path: Path) -> Path:
     write(said, path, "ranking")
     return path
+
+
+def test_recomputing_changes_no_bit(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = save(SAID, tmp_path / "said.jsonl")
+    plain, seen, made = llama.checkpoint, list[str](), []
+    monkeypatch.setattr(llama, "checkpoint", lambda *a, **k: (seen.append(name), plain(*a, **k))[1])
+    for name in ("usual", "again"):
+        compute = tiny.TRAINING.model_copy(update={"recompute": name == "again"})
+        train(model_dir, [file], tmp_path / name, compute=compute)
+        made.append(digest_file(tmp_path / name / "model.safetensors"))
+    assert made[0] == made[1]
+    assert set(seen) == {"again"}
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -21,7 +21,6 @@ from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
 from bloomery.errors import UsageError
 from bloomery.evals.reward import Scored, length_preference, read_gold, report_card
-from bloomery.feedback.weights import Reliability, reliabilities
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
 from bloomery.objectives.reward import (
@@ -35,25 +34,14 @@ from bloomery.objectives.reward import (
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.heads import fold, widen
 from bloomery.rewards.model import score_sequences, score_slates
-from bloomery.stages.common import Compute, Lora, Optimiser, Replay, read_all, tune
+from bloomery.stages.common import Lora, Optimiser, Replay, Training, read_all, tune
+from bloomery.stages.lessons import Combine, lessons
 from bloomery.stages.people import authors, count_people
-from bloomery.stages.slates import (
-    HEADS,
-    Slate,
-    Told,
-    make_slates,
-    prompt_id,
-    put_together,
-    split,
-    told,
-    weighed,
-    with_ratings,
-)
+from bloomery.stages.slates import HEADS, Slate, Told, make_slates, split, told
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Ranking
 
 # Scores [G, K] or [G, K, H], ranks and mask [G, K], and what else was told, to a loss for each ranking [G].
 Loss = Callable[[Tensor, Tensor, Tensor, Told], Tensor]
@@ -111,7 +99,7 @@ class RewardRecipe(Section):
     """`3h` learns helpful, honest and harmless apart from the ratings, and weighs them at the end."""
     weights: Weights = Weights()
     """Of the three H: in the sum of the heads, in the rating that one score predicts, and in margins."""
-    combine: Literal["raw", "bradley-terry", "reliability"] = "raw"
+    combine: Combine = "raw"
     """Several annotators of one slate: each ranking for itself, all together as Bradley-Terry strengths, or
     each weighed by how well its annotator agrees with the others."""
     center: float = Field(0.0, ge=0)
@@ -120,7 +108,7 @@ class RewardRecipe(Section):
     """What is squared: each answer's score, or the sum of each pair's, which leaves gaps alone."""
     evaluate_every: int = Field(100, ge=1)
     optimiser: Optimiser = Optimiser(learning_rate=4e-4, weight_decay=0.01)
-    compute: Compute = Compute(precision="bf16")
+    compute: Training = Training(precision="bf16")
 
 
 def run(recipe: RewardRecipe, out: Path) -> None:
@@ -142,16 +130,17 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         training, held_out = split(slates, limit, recipe.held_out, run.line)
         for line in idle(recipe):
             run.line(line)
-        lessons, people = prepare(recipe, rankings, training, run.line)
-        begin_at_the_mean(recipe, model, lessons, shares)
+        taught, people = lessons(training, rankings, recipe.combine, num_rated(recipe), run.line)
+        begin_at_the_mean(recipe, model, taught, shares)
         learning = tune(model, base=recipe.start or recipe.model, lora=recipe.lora, seed=recipe.seed)
+        recipe.compute.prepare(model)
         optimizer = recipe.optimiser.adamw(model)
         run.track(model=learning, optimizer=optimizer)
-        total = max(1, round(recipe.epochs * len(lessons) / recipe.batch))
+        total = max(1, round(recipe.epochs * len(taught) / recipe.batch))
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            rows = batch_indices(len(lessons), recipe.batch, seed=recipe.seed, step=step)
-            chosen = [lessons[i] for i in rows]
+            rows = batch_indices(len(taught), recipe.batch, seed=recipe.seed, step=step)
+            chosen = [taught[i] for i in rows]
             with autocast():
                 scores, ranks, mask = forward(model, chosen, chat.tokenizer.pad_id)
                 replay = recipe.replay.loss(reader, corpus, recipe.seed, step) if corpus else None
@@ -167,7 +156,8 @@ def run(recipe: RewardRecipe, out: Path) -> None:
                 loss=objective,
                 batch=[s.id for s in chosen],
             )
-            metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(lessons)}
+            metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(taught)}
+            metrics |= recipe.compute.timing()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
                 metrics["eval_accuracy"] = held_out_accuracy(model, held_out, chat.tokenizer.pad_id, shares)
             run.log(step, metrics)
@@ -231,28 +221,16 @@ def overall(scores: Tensor, shares: Tensor) -> Tensor:
     return scores @ shares.to(scores) if scores.ndim == 3 else scores
 
 
-def prepare(
-    recipe: RewardRecipe, rankings: Sequence[Ranking], training: Sequence[Slate], say: Callable[[str], None]
-) -> tuple[list[Slate], dict[str, Reliability]]:
-    """The training slates as the recipe wants annotators put together, with what its loss needs; and the
-    annotators' reliabilities on what is trained on, where they were asked for."""
-    slates, people = list(training), dict[str, Reliability]()
-    if recipe.combine == "bradley-terry":
-        slates = [put_together(s) for s in slates]
-    elif recipe.combine == "reliability":
-        seen = {s.id for s in training}
-        people = reliabilities(r for r in rankings if prompt_id(r.prompt) in seen)
-        slates = [weighed(s, people) for s in slates]
-    if recipe.head == "3h" or recipe.loss in rating_losses:
-        slates = with_ratings(slates, 1 if recipe.loss in rating_losses else 2, say)
-    return slates, people
+def num_rated(recipe: RewardRecipe) -> int:
+    """How many rated answers a row needs, for the loss to learn anything from it."""
+    return 1 if recipe.loss in rating_losses else 2 * (recipe.head == "3h")
 
 
 def begin_at_the_mean(
-    recipe: RewardRecipe, model: ScalarModel, lessons: Sequence[Slate], shares: Tensor
+    recipe: RewardRecipe, model: ScalarModel, taught: Sequence[Slate], shares: Tensor
 ) -> None:
     """Give the model the recipe's heads; what is to predict ratings starts at their mean."""
-    ratings = [r for s in lessons for row in s.ratings for r in row if r[0] == r[0]]
+    ratings = [r for s in taught for row in s.ratings for r in row if r[0] == r[0]]
     means = torch.tensor(ratings).mean(0) if recipe.loss in rating_losses else torch.zeros(len(HEADS))
     if recipe.head == "3h":
         widen(model, means.tolist(), recipe.seed)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from bloomery.errors import UsageError
-from bloomery.feedback.weights import Reliability, ranks_of, strengths
 from bloomery.seeds import derive
 from bloomery.stages.common import is_held_out
 from bloomery.text.chat import Chat
@@ -124,47 +123,6 @@ def split(
             do="give more rankings, or a smaller held_out",
         )
     return training, [s for s in fit if is_held_out(s.id, held_out)]
-
-
-def with_ratings(slates: Sequence[Slate], need: int, say: Callable[[str], None]) -> list[Slate]:
-    """The rows in which at least `need` answers are rated; says how many are not. At least one must be."""
-    kept = []
-    for s in slates:
-        rows = [a for a, row in enumerate(s.ratings) if sum(r is not UNRATED for r in row) >= need]
-        if rows:
-            kept.append(s.keep(rows))
-    num, left = sum(len(s.ranks) for s in slates), sum(len(s.ranks) for s in kept)
-    if not kept:
-        raise UsageError(
-            "no ranking has ratings to learn from",
-            got=f"{num} rankings",
-            expected=f"at least {need} rated answers in some of them",
-            do="choose a ranking loss with head: score",
-        )
-    if left < num:
-        say(f"left out {num - left} of {num} rankings with fewer than {need} rated answers")
-    return kept
-
-
-def put_together(slate: Slate) -> Slate:
-    """All annotators of a slate as one row: Bradley-Terry strengths, the ranking they amount to, and the mean
-    of the ratings."""
-    found = strengths(slate.ranks)
-    ratings = torch.tensor(slate.ratings).nanmean(0).tolist()
-    return replace(
-        slate,
-        ranks=(ranks_of(found),),
-        annotators=("all",),
-        ratings=(tuple(UNRATED if r[0] != r[0] else tuple(r) for r in ratings),),
-        weights=(),
-        strengths=found,
-    )
-
-
-def weighed(slate: Slate, people: dict[str, Reliability]) -> Slate:
-    """The slate with each annotator's weight; who is not among `people` weighs 1."""
-    weights = tuple(people[who].weight if who in people else 1.0 for who in slate.annotators)
-    return replace(slate, weights=weights)
 
 
 def told(slates: Sequence[Slate], width: int, device: torch.device) -> Told:
