@@ -108,7 +108,9 @@ def write_models(out: Path, shape: Shape, tokenizer: Tokenizer) -> None:
     make_it_end(policy, tokenizer.end_id)
     hub.save(base, out / "base", tokenizer_dir=out / "tokenizer")
     hub.save(policy, out / "policy", tokenizer_dir=out / "tokenizer")
-    hub.save(ScalarModel.from_causal(policy, 2), out / "reward", tokenizer_dir=out / "tokenizer")
+    reward = ScalarModel.from_causal(policy, 2)
+    spread_out(reward)
+    hub.save(reward, out / "reward", tokenizer_dir=out / "tokenizer")
 
 
 @torch.no_grad()
@@ -125,13 +127,23 @@ def make_it_end(model: Llama, end: int) -> None:
             weight[0] = 0
     head[:, 0] = 0
     head[end] = 0
-    generator = torch.Generator().manual_seed(derive(0, "some text"))
-    tokens = torch.randint(0, model.config.vocab_size, (16, 64), generator=generator)
-    hidden = model(tokens)
+    hidden = model(some_tokens(model.config))
     head *= LOGIT_STD / float(model.logits(hidden).std())
     others = model.logits(hidden).index_fill(-1, torch.tensor([end]), float("-inf")).logsumexp(-1)
     wanted = float(others.mean()) - float(np.log(MEAN_ANSWER - 1))
     head[end, 0] = wanted / float(hidden[..., 0].mean())
+
+
+@torch.no_grad()
+def spread_out(model: ScalarModel) -> None:
+    """Scores with standard deviation 1, blind to the coordinate that is the same everywhere: pairs differ."""
+    model.score.weight[:, 0] = 0
+    model.score.weight /= model(some_tokens(model.config)).std()
+
+
+def some_tokens(config: LlamaConfig) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(derive(0, "some text"))
+    return torch.randint(0, config.vocab_size, (16, 64), generator=generator)
 
 
 # ------------------------------------------------------------------------------------------------- data

@@ -19,7 +19,7 @@ PAIRS = {"pairs": 1, "rankings": PAIRS_OF_SIX}
 
 def cases(shape: Shape, precision: str | None) -> list[Case]:
     kind = precision or "fp32"
-    same = steps_agree("loss", 0.002 if kind == "fp32" else 0.05, COMPARED)
+    same = steps_agree("loss", 0.001 if kind == "fp32" else 0.05, COMPARED)
     steps = 16 if shape.width <= 256 else 4
     return [
         Case(work, "TRL 1.16", "pairs/s", n, "ours", "theirs", same, kind, "trl", settings={"data": data})

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +53,42 @@ def prompts(settings: dict[str, Any], step: int) -> list[list[int]]:
 
 def ours(pace: Any, settings: dict[str, Any]) -> None:
     """The engine that the stages sample with."""
+    from bloomery.types import SamplingParams
+
+    engine = our_engine(settings)
+    greedy = SamplingParams(max_tokens=GREEDY_TOKENS, temperature=0.0)
+    asked = prompts(settings, 0)[:GREEDY_PROMPTS]
+    pace.tell(greedy=[list(c.tokens) for c in engine(asked, [greedy] * len(asked))])
+    sample(pace, engine, lambda step: prompts(settings, step))
+
+
+def our_engine(settings: dict[str, Any]) -> Any:
     from bloomery.infer.engine import Engine
     from bloomery.models import hub
-    from bloomery.seeds import derive
     from bloomery.text.tokenizer import Tokenizer
     from bloomery.train import precision
-    from bloomery.types import SamplingParams
 
     precision.setup("fp32", settings["threads"])
     policy = Path(settings["material"]) / "policy"
     tokenizer = Tokenizer.load(policy)
-    engine = Engine(hub.load(policy), stop_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
-    greedy = SamplingParams(max_tokens=GREEDY_TOKENS, temperature=0.0)
-    asked = prompts(settings, 0)[:GREEDY_PROMPTS]
-    pace.tell(greedy=[list(c.tokens) for c in engine(asked, [greedy] * len(asked))])
-    step = 0
-    while True:
+    return Engine(hub.load(policy), stop_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
+
+
+def sample(pace: Any, engine: Any, asked: Callable[[int], list[list[int]]]) -> None:
+    """A step is one call of the engine with the prompts that `asked` gives."""
+    from bloomery.seeds import derive
+    from bloomery.types import SamplingParams
+
+    for step in count():
         pace.start()
-        params = [SamplingParams(max_tokens=LONGEST, seed=derive(0, "bench", step, i)) for i in range(BATCH)]
-        made = engine(prompts(settings, step), params)
-        lengths = [len(c.tokens) for c in made]
-        pace.end(
-            sum(lengths), length=sum(lengths) / BATCH, nll=-sum(sum(c.logprobs) for c in made) / sum(lengths)
-        )
-        step += 1
+        questions = asked(step)
+        params = [
+            SamplingParams(max_tokens=LONGEST, seed=derive(0, "bench", step, i))
+            for i in range(len(questions))
+        ]
+        made = engine(questions, params)
+        tokens = sum(len(c.tokens) for c in made)
+        pace.end(tokens, length=tokens / len(made), nll=-sum(sum(c.logprobs) for c in made) / tokens)
 
 
 def transformers(pace: Any, settings: dict[str, Any]) -> None:
@@ -98,8 +111,7 @@ def transformers(pace: Any, settings: dict[str, Any]) -> None:
 
     asked = prompts(settings, 0)[:GREEDY_PROMPTS]
     pace.tell(greedy=answers(asked, do_sample=False, max_new_tokens=GREEDY_TOKENS))
-    step = 0
-    while True:
+    for step in count():
         pace.start()
         asked = prompts(settings, step)
         made = answers(asked, do_sample=True, max_new_tokens=LONGEST, top_k=0, top_p=1.0, temperature=1.0)
@@ -107,7 +119,6 @@ def transformers(pace: Any, settings: dict[str, Any]) -> None:
         pace.stop_clock()
         nll = -logprob(model, asked, made) / sum(lengths)
         pace.end(sum(lengths), length=sum(lengths) / BATCH, nll=nll)
-        step += 1
 
 
 def cut(row: Sequence[int], end: int) -> list[int]:
@@ -153,8 +164,7 @@ def nanochat(pace: Any, settings: dict[str, Any]) -> None:
     end = 5
     make_it_end(model, end)
     engine = Engine(model, Vocabulary(end))
-    step = 0
-    while True:
+    for step in count():
         pace.start()
         prompt = prompts(settings, step)[0]
         rows, _ = engine.generate_batch(
@@ -163,7 +173,6 @@ def nanochat(pace: Any, settings: dict[str, Any]) -> None:
         # It leaves the end token out of what it returns.
         lengths = [min(len(row) - PROMPT + 1, LONGEST) for row in rows]
         pace.end(sum(lengths), length=sum(lengths) / BATCH)
-        step += 1
 
 
 class Vocabulary:

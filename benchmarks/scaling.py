@@ -1,0 +1,157 @@
+"""How our cost grows: with the width, the batch, the context, the number K of ranked answers, the number n of
+answers to a prompt. One thing changes at a time, the rest stays at size S.
+
+    python benchmarks/scaling.py [--axis width,batch,context,k,n] [--rounds 3] [--threads N]
+
+Prints a table; writes runs/bench/scaling.json and one plot for each axis, runs/bench/scaling-AXIS.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import stage
+from bench import HERE, OUT, Worker, helper, value
+from case import SIZES
+from tables import number
+
+AXES: Mapping[str, tuple[str, str, Sequence[int]]] = {
+    "width": ("pretrain", "tok/s", (128, 256, 384, 512)),
+    "batch": ("pretrain", "tok/s", (2, 4, 8, 16, 32)),
+    "context": ("pretrain", "tok/s", (64, 128, 256, 512)),
+    "k": ("reward", "answers/s", (2, 4, 6, 9)),
+    "n": ("rollout", "tok/s", (1, 4, 16, 64)),
+}
+STEPS = {"pretrain": 4, "reward": 4, "rollout": 1}
+PRECISION = {"pretrain": "bf16", "reward": "bf16", "rollout": "fp32"}
+# The plots stand alone, so what the report's style sheet says of lines is said again, with fixed colours.
+STYLE = (
+    "<style>text{font:11.5px sans-serif;fill:#6a635a}line.rule{stroke:#e7e2da}line.axis{stroke:#a39b90}"
+    ".curve{fill:none;stroke:#0068a8;stroke-width:2}.dot{fill:#0068a8}.whisker{stroke:#0068a8}"
+    ".hover rect{fill:transparent}.hover .guide,.hover .dot{visibility:hidden}</style>"
+)
+
+
+def pretrain(pace: Any, settings: dict[str, Any]) -> None:
+    shape = SIZES["S"]
+    width, context = settings.get("width", shape.width), settings.get("context", shape.context)
+    batch = settings.get("batch", 16)
+    material = Path(settings["material"])
+    recipe = {
+        "corpus": material / "corpus",
+        "tokenizer": material / "tokenizer",
+        "model": {"width": width, "depth": shape.depth, "heads": width // 64, "context": context},
+        "tokens": stage.ENDLESS * batch * context,
+        "batch": batch,
+        "optimiser": stage.optimiser(learning_rate=1e-3),
+        "compute": stage.compute(settings),
+        "validate_every": stage.ENDLESS,
+    }
+    stage.run(pace, settings, "pretrain", recipe, batch * context)
+
+
+def reward(pace: Any, settings: dict[str, Any]) -> None:
+    """Slates of K answers; every answer is one unit, whatever pairs it is in."""
+    import material as made
+
+    from bloomery.text.chat import Chat
+    from bloomery.text.tokenizer import Tokenizer
+
+    k, slates = settings["k"], 8
+    material, scratch = Path(settings["material"]), Path(settings["scratch"]) / f"k{settings['k']}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    chat = Chat(Tokenizer.load(material / "tokenizer"))
+    made.write_rankings(scratch, "rankings", k, 64, "reward_k6", SIZES["S"], chat, made.Text())
+    recipe = {
+        "model": material / "policy",
+        "start": material / "reward",
+        "rankings": [scratch / "rankings.jsonl"],
+        "epochs": stage.ENDLESS,
+        "batch": slates,
+        "held_out": 1e-9,
+        "optimiser": stage.optimiser(learning_rate=1e-4),
+        "compute": stage.compute(settings),
+    }
+    stage.run(pace, settings, "reward", recipe, slates * k)
+
+
+def rollout(pace: Any, settings: dict[str, Any]) -> None:
+    """n answers to each of so many prompts that about 64 answers are drawn; n = 1 has 64 prompts."""
+    import rollout as rollouts
+
+    n = settings["n"]
+
+    def asked(step: int) -> list[list[int]]:
+        return [prompt for prompt in rollouts.prompts(settings, step)[::n] for _ in range(n)]
+
+    rollouts.sample(pace, rollouts.our_engine(settings), asked)
+
+
+def point(axis: str, x: int, arguments: argparse.Namespace) -> list[float]:
+    """The rate of every timed round at one value of an axis."""
+    work, unit, _ = AXES[axis]
+    settings = {
+        axis: x,
+        "size": "S",
+        "precision": PRECISION[work],
+        "compile": False,
+        "threads": arguments.threads,
+        "material": str((OUT / "material" / "S").absolute()),
+        "scratch": str((OUT / "scratch").absolute()),
+    }
+    command = [sys.executable, str(HERE / "worker.py"), "scaling", work, json.dumps(settings)]
+    worker = Worker(command, arguments.threads, OUT / "logs" / f"scaling-{axis}-{x}.log")
+    try:
+        worker.answer()
+        rounds = [value(worker.round(STEPS[work]), unit) for _ in range(arguments.rounds + 1)]
+        worker.finish()
+    finally:
+        worker.stop()
+    return rounds[1:]
+
+
+def plot(axis: str, found: Mapping[int, Sequence[float]]) -> str:
+    """A standalone SVG: medians, with the lowest and highest round as whiskers."""
+    from bloomery.report.plots import Series, line_plot
+
+    work, unit, _ = AXES[axis]
+    rates = list(found.values())
+    medians, lowest, highest = ([f(r) for r in rates] for f in (median, min, max))
+    series = Series(unit, list(found), medians, "s1", "points", lowest, highest)
+    html = str(line_plot([series], x_label=f"{axis} ({work}, {unit})", zero=True))
+    opening, _, body = html[html.index("<svg") :].partition(">")
+    return opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1) + ">" + STYLE + body + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    add: Callable[..., Any] = parser.add_argument
+    add("--axis", default=",".join(AXES), help="which, by comma")
+    add("--rounds", type=int, default=3)
+    add("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    helper("material", "S", arguments.threads)
+    file = OUT / "scaling.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    print(f"load {os.getloadavg()[0]:.2f} before anything ran\n")
+    print("| axis | value | median | rounds |\n|---|---:|---:|---|")
+    for axis in arguments.axis.split(","):
+        found = {x: point(axis, x, arguments) for x in AXES[axis][2]}
+        for x, rounds in found.items():
+            shown = " ".join(map(number, rounds))
+            print(f"| {axis} | {x} | {number(median(rounds))} {AXES[axis][1]} | {shown} |", flush=True)
+        results[axis] = {str(x): rounds for x, rounds in found.items()}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        (OUT / f"scaling-{axis}.svg").write_text(plot(axis, found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
