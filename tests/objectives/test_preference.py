@@ -78,9 +78,9 @@ def test_robust_by_hand() -> None:
 
 
 def test_ipo_by_hand() -> None:
-    # 2 over 4 tokens, -1 over 2: the averages are 0.5 and -0.5, apart by 1; the margin asked for is 1 / 0.5.
-    assert value("ipo", 2.0, -1.0, 4.0, 2.0, beta=0.25) == pytest.approx((1 - 2) ** 2)
-    assert value("ipo", 2.0, -1.0, 4.0, 2.0, beta=0.25, average=False) == pytest.approx((3 - 2) ** 2)
+    # 2 over 4 tokens, -1 over 2: the averages are 0.5 and -0.5, apart by 1; the margin asked for is 1 / 0.4.
+    assert value("ipo", 2.0, -1.0, 4.0, 2.0, beta=0.2) == pytest.approx((1 - 2.5) ** 2)
+    assert value("ipo", 2.0, -1.0, 4.0, 2.0, beta=0.2, average=False) == pytest.approx((3 - 2.5) ** 2)
 
 
 def test_hinge_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jam
 import pytest
 import tiny
 
@@ -34,4 +35,12 @@ def model_dir(tokenizer_dir: Path, tokenizer: Tokenizer, tmp_path_factory: pytes
     """A language model to start from. Nobody writes into it."""
     path = tmp_path_factory.mktemp("model") / "model"
     hub.save(tiny.language_model(tokenizer.vocab_size, 0), path, tokenizer_dir=tokenizer_dir)
+    return path
+
+
+@pytest.fixture(scope="session")
+def talker_dir(chat: Chat, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers in words, any of them. Nobody writes into it."""
+    path = tmp_path_factory.mktemp("talker") / "model"
+    hub.save(jam.talker(chat), path, tokenizer_dir=tokenizer_dir)
     return path

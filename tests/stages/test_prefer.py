@@ -12,23 +12,22 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from jam import many, starts_with_jam
 from safetensors.torch import load_file
 from torch import Tensor
 
 from bloomery.data.convert import write
 from bloomery.errors import DataError, UsageError
-from bloomery.infer.engine import Engine
 from bloomery.lineage import digest_file
 from bloomery.models import hub
 from bloomery.models.llama import Llama
-from bloomery.models.slates import answer_logprobs
 from bloomery.objectives import preference
 from bloomery.stages import prefer
 from bloomery.stages.common import Optimiser, is_held_out
 from bloomery.stages.prefer import Prefer, Slate, make_slates, with_strays
 from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
-from bloomery.types import Message, Ranking, SamplingParams
+from bloomery.types import Message, Ranking
 
 ABC = ("red", "blue", "green")
 RATES = Optimiser(learning_rate=0.005, schedule="constant", warmup=0, weight_decay=0.0)
@@ -162,7 +161,7 @@ def save(said: Sequence[Ranking], path: Path) -> Path:
 
 
 def train(model: Path, rankings: Path, out: Path, **changed: Any) -> list[dict[str, Any]]:
-    usual = {"batch": 8, "held_out": 0.0, "optimiser": RATES, "compute": tiny.COMPUTE}
+    usual = {"batch": 8, "held_out": 0.0, "optimiser": RATES, "compute": tiny.TRAINING}
     prefer.run(Prefer(model=model, rankings=(rankings,), **{**usual, **changed}), out)
     return tiny.lines(out / "metrics.jsonl")
 
@@ -331,6 +330,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "loss_settings": {"loss_settings": {"beta": 0.5}},
     "use_corrections": {"use_corrections": False},
     "train": {"train": ["*norm.weight"]},
+    "lora": {"lora": {"rank": 2}},
     "seed": {"seed": 1},
     "epochs": {"epochs": 3.0},
     "batch": {"batch": 2},
@@ -434,6 +434,22 @@ def test_only_the_named_parameters_are_trained(model_dir: Path, said_file: Path,
         train(model_dir, said_file, tmp_path / "wrong", train=["model.nrm.weight"])
 
 
+@pytest.mark.parametrize("precompute", [True, False])
+def test_a_policy_without_its_adapters_is_the_reference(
+    model_dir: Path, said_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precompute: bool
+) -> None:
+    """To the same numbers as with a copy of the model, of which only one is then loaded."""
+    settings = {"lora": {"rank": 2}, "epochs": 4, "batch": 3, "precompute": precompute}
+    with_copy = train(model_dir, said_file, tmp_path / "copy", reference=model_dir, **settings)
+    loaded, real = list[Path](), hub.load
+    monkeypatch.setattr(prefer.hub, "load", lambda path: loaded.append(path) or real(path))
+    alone = train(model_dir, said_file, tmp_path / "alone", **settings)
+    assert loaded == [model_dir]
+    for one, other in zip(alone, with_copy, strict=True):
+        assert one == {name: pytest.approx(value, abs=1e-5, rel=1e-4) for name, value in other.items()}
+    assert alone[-1]["rewards/margins"] > 0.001
+
+
 def test_lineage_names_who_ranked_and_who_answered(model_dir: Path, said_file: Path, tmp_path: Path) -> None:
     train(model_dir, said_file, tmp_path / "out")
     lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
@@ -442,54 +458,6 @@ def test_lineage_names_who_ranked_and_who_answered(model_dir: Path, said_file: P
 
 
 # ------------------------------------------------------------------------------ does it learn
-
-
-SPOKEN = [w for w in tiny.WORDS if w != "jam"]
-
-
-def many(num: int, seed: int, shuffled: bool = False) -> list[Ranking]:
-    """Prompts of three words, three answers each of two words; those that begin with jam are best."""
-    draw = np.random.default_rng(seed)
-    said = []
-    for asked in draw.permutation(len(SPOKEN) ** 3)[:num]:
-        question = " ".join(SPOKEN[asked // len(SPOKEN) ** p % len(SPOKEN)] for p in range(3))
-        begin = draw.permutation(["jam", *draw.permutation(SPOKEN)[:2]])
-        answers = [f"{word} {SPOKEN[draw.integers(len(SPOKEN))]}" for word in begin]
-        ranks = [1 if word == "jam" else 2 for word in begin]
-        if shuffled:
-            ranks = [int(r) for r in draw.permutation(ranks)]
-        said.append(tiny.ranking(question, answers, ranks))
-    return said
-
-
-@pytest.fixture(scope="module")
-def talker_dir(chat: Chat, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers with any of the words: what DPO is to start from."""
-    path = tmp_path_factory.mktemp("talker") / "model"
-    model = tiny.language_model(chat.tokenizer.vocab_size, 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
-    draw = np.random.default_rng(4)
-    for _ in range(60):
-        words = [" ".join(tiny.WORDS[i] for i in draw.integers(0, len(tiny.WORDS), 2)) for _ in range(32)]
-        prompts = [r.prompt for r in many(32, seed=int(draw.integers(1000)))]
-        shown = [
-            [prefer.example(prompt, (Message(role="assistant", content=text),), chat)]
-            for prompt, text in zip(prompts, words, strict=True)
-        ]
-        (-answer_logprobs(model, shown, chat.tokenizer.pad_id)[0].mean()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    hub.save(model, path, tokenizer_dir=tokenizer_dir)
-    return path
-
-
-def starts_with_jam(model: Llama, chat: Chat) -> float:
-    """How often the model itself, asked something new, says jam first."""
-    jam = chat.tokenizer.encode("jam")
-    prompts = [chat.prompt(r.prompt) for r in many(150, seed=9)]
-    engine = Engine(model, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
-    said = engine(prompts, [SamplingParams(max_tokens=len(jam), seed=i) for i in range(len(prompts))])
-    return sum(list(c.tokens) == jam for c in said) / len(said)
 
 
 @pytest.mark.parametrize("loss", list(preference.losses))

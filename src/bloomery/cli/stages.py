@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reward": ("reward", "Train a reward model on rankings."),
     "ppo": ("ppo", "Improve a policy against a reward model, on a KL leash."),
     "prefer": ("prefer", "Train a policy on rankings directly: DPO and its family."),
+    "prefer-online": ("prefer_online", "Train a policy on its own answers, ranked by a reward: online DPO."),
     "evaluate": ("evaluate", "Measure a model: the oracle's table, held-out text, divergence."),
 }
 

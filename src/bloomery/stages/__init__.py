@@ -16,6 +16,7 @@ from bloomery.stages import (
     label,
     ppo,
     prefer,
+    prefer_online,
     pretrain,
     reward,
     sft,
@@ -50,6 +51,7 @@ for _name, _recipe, _run in (
     ("reward", reward.RewardRecipe, reward.run),
     ("ppo", ppo.Ppo, ppo.run),
     ("prefer", prefer.Prefer, prefer.run),
+    ("prefer_online", prefer_online.PreferOnline, prefer_online.run),
     ("evaluate", evaluate.Evaluate, evaluate.run),
 ):
     STAGES.register(_name)(Stage(_name, _recipe, _run))

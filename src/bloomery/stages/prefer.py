@@ -22,13 +22,13 @@ from bloomery.errors import DataError, UsageError
 from bloomery.feedback.pairs import Pair, rankings_to_pairs
 from bloomery.models import hub
 from bloomery.models.llama import Llama
-from bloomery.models.partial import train_only
+from bloomery.models.lora import without
 from bloomery.models.slates import Example, answer_logprobs
 from bloomery.objectives import preference
 from bloomery.objectives.preference import Loss, Pairs
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Compute, Optimiser, is_held_out, read_all
+from bloomery.stages.common import Lora, Optimiser, Training, is_held_out, read_all, tune
 from bloomery.stages.people import authors, count_people
 from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
@@ -60,6 +60,8 @@ class Prefer(Section):
     two models in memory."""
     train: tuple[str, ...] = ()
     """Names of the parameters to train, `*` for anything; all when not given."""
+    lora: Lora | None = None
+    """Learn by adapters; without them the policy is the reference, unless another one is given."""
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
@@ -70,7 +72,7 @@ class Prefer(Section):
     """Share of the prompts that is never trained on."""
     evaluate_every: int = Field(50, ge=1)
     optimiser: Optimiser = Optimiser(learning_rate=1e-4, warmup=10, weight_decay=0.0)
-    compute: Compute = Compute()
+    compute: Training = Training()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def run(recipe: Prefer, out: Path) -> None:
     with Run(out, stage="prefer", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
         model = hub.load(recipe.model).to(device)
-        train_only(model, recipe.train)
+        recipe.compute.prepare(model)
         rankings = read_all(read_rankings, recipe.rankings, recipe.on_bad_row, run.line)
         slates = make_slates(rankings, chat, recipe.use_corrections, run.line)
         limit = model.config.max_position_embeddings
@@ -101,9 +103,10 @@ def run(recipe: Prefer, out: Path) -> None:
         if "kl" in preference.reads(loss):
             slates = with_strays([*training, *held_out], limit)  # read without gradient: nothing leaks
             training, held_out = slates[: len(training)], slates[len(training) :]
+        learning = tune(model, base=recipe.model, lora=recipe.lora, train=recipe.train, seed=recipe.seed)
         optimizer = recipe.optimiser.adamw(model)
-        run.track(model=model, optimizer=optimizer)
-        reference = read_reference(recipe, loss, (*training, *held_out), run, chat.tokenizer.pad_id)
+        run.track(model=learning, optimizer=optimizer)
+        reference = read_reference(recipe, loss, model, (*training, *held_out), run, chat.tokenizer.pad_id)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
@@ -122,6 +125,7 @@ def run(recipe: Prefer, out: Path) -> None:
                 batch=[s.id for s in chosen],
             )
             metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(training)}
+            metrics |= recipe.compute.timing()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
                 with torch.no_grad(), autocast():
                     pairs, weights = compare(model, held_out, reference, chat.tokenizer.pad_id)
@@ -183,7 +187,9 @@ def compare(model: Llama, slates: Sequence[Slate], reference: Reference, pad_id:
     return pairs, torch.tensor([row[2] for row in rows], device=logps.device)
 
 
-def read_reference(recipe: Prefer, loss: Loss, slates: Sequence[Slate], run: Run, pad_id: int) -> Reference:
+def read_reference(
+    recipe: Prefer, loss: Loss, model: Llama, slates: Sequence[Slate], run: Run, pad_id: int
+) -> Reference:
     """The reference's log-prob of every answer of some slates, `[N]`; zeros where the loss reads none.
 
     With `precompute` all are read now, or taken from the checkpoint that is gone on from.
@@ -194,11 +200,13 @@ def read_reference(recipe: Prefer, loss: Loss, slates: Sequence[Slate], run: Run
             run.line(f"'{recipe.loss}' does not read a reference: {recipe.reference} has no effect")
         return lambda some: torch.zeros(sum(len(s.answers) for s in some), device=device)
     if "reference" not in run.state:
-        frozen = hub.load(recipe.reference or recipe.model).to(device).requires_grad_(False)
+        frozen = model
+        if recipe.lora is None or recipe.reference is not None:
+            frozen = hub.load(recipe.reference or recipe.model).to(device).requires_grad_(False)
 
         @torch.no_grad()
         def read(some: Sequence[Slate]) -> Tensor:
-            with autocast():
+            with autocast(), without(frozen):
                 return answer_logprobs(frozen, [s.answers for s in some], pad_id)[0]
 
         if not recipe.precompute:
