@@ -28,7 +28,7 @@ from bloomery.rewards.model import score_slates
 from bloomery.stages import lessons, reward
 from bloomery.stages.common import Optimiser
 from bloomery.stages.reward import RewardRecipe
-from bloomery.stages.slates import UNRATED, Slate, make_slates, told
+from bloomery.stages.slates import UNRATED, Slate, make_slates, prompt_id, told
 from bloomery.text.chat import Chat
 from bloomery.types import Ranking, Rating
 
@@ -126,6 +126,27 @@ def test_an_annotator_nobody_knows_weighs_one(chat: Chat) -> None:
     assert made.keep([1]).weights == (1.0,)
 
 
+def test_reliability_is_learnt_from_what_is_trained_on_alone(chat: Chat) -> None:
+    """Held-out prompts, on which bob contradicts everybody, say nothing of him."""
+    seen, hidden = [f"seen {n}" for n in range(12)], [f"hidden {n}" for n in range(12)]
+    said = [tiny.ranking(q, ABC, (1, 2, 3), who) for q in seen for who in ("ada", "bob", "cat")]
+    said += [
+        tiny.ranking(q, ABC, (3, 2, 1) if who == "bob" else (1, 2, 3), who)
+        for q in hidden
+        for who in ("ada", "bob", "cat")
+    ]
+    training = [
+        s
+        for s in make_slates(said, chat, corrections=True)
+        if s.id in {prompt_id(tiny.user(q)) for q in seen}
+    ]
+    taught, people = lessons.lessons(training, said, "reliability", 0, print)
+    assert people["bob"] == replace(people["ada"], annotator="bob")
+    assert people["bob"].num_pairs == 3 * len(seen)
+    assert [s.weights for s in taught] == [pytest.approx((1.0, 1.0, 1.0))] * len(seen)
+    assert lessons.lessons(training, said, "raw", 0, print) == (training, {})
+
+
 # ------------------------------------------------------------------------------ heads
 
 
@@ -191,6 +212,15 @@ def test_heads_that_learn_orders_by_hand(chat: Chat, model: ScalarModel) -> None
     # Tea was rated more helpful, milk more honest, and they were equally harmless, whatever their ranks.
     costs = [math.log1p(math.exp(milk[0] - tea[0])), math.log1p(math.exp(tea[1] - milk[1]))]
     costs.append(sum(math.log1p(math.exp(s * (tea[2] - milk[2]))) for s in (-1, 1)) / 2)
+    assert row_losses(recipe(head="3h"), model, [slate], chat) == pytest.approx([sum(costs) / 3], rel=1e-4)
+
+
+def test_an_answer_that_was_not_rated_is_in_no_head_s_order(chat: Chat, model: ScalarModel) -> None:
+    """Bob ranked three answers and rated two: the heads learn from the pair that those two are."""
+    widen(model, [0.0, 0.0, 0.0], seed=1)
+    (slate,) = make_slates([SAID[1]], chat, corrections=True)
+    red, _, green = alone(model, slate).tolist()
+    costs = [math.log1p(math.exp(s * (green[h] - red[h]))) for h, s in ((0, 1), (1, -1), (2, 1))]
     assert row_losses(recipe(head="3h"), model, [slate], chat) == pytest.approx([sum(costs) / 3], rel=1e-4)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from bloomery.cli.show import table
+from bloomery.registry import Registry, settings_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,10 +114,41 @@ def rules() -> Table:
     return table(("cleaning rule",), [(name,) for name in ORDER])
 
 
+def losses() -> Table:
+    """What the `loss` of a stage may name, with the keys of its `loss_settings`."""
+    from bloomery.objectives.policy import policy_losses
+    from bloomery.objectives.preference import losses as preference_losses
+    from bloomery.objectives.reward import ranking_losses, rating_losses
+
+    return _parts(ranking_losses, rating_losses, preference_losses, policy_losses)
+
+
+def rewards() -> Table:
+    """What the `kind` of a reward source may be, with the keys of its `settings`."""
+    from bloomery.rewards.sources import sources
+
+    return _parts(sources)
+
+
+def _parts(*registries: Registry[Any]) -> Table:
+    rows = [
+        (registry.kind, name, ", ".join(settings_of(registry[name]).model_fields), _summary(registry[name]))
+        for registry in registries
+        for name in registry
+    ]
+    return table(("what", "name", "settings", "meaning"), rows)
+
+
+def _summary(part: Any) -> str:
+    return (part.__doc__ or "").strip().split("\n")[0]
+
+
 LISTS: dict[str, Callable[[], Table]] = {
     "stages": stages,
     "recipes": recipes,
     "models": models,
+    "losses": losses,
+    "rewards": rewards,
     "formats": formats,
     "rules": rules,
 }
