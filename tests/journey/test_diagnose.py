@@ -24,6 +24,7 @@ from bloomery.journey import diagnose as doctor
 from bloomery.journey.diagnose import CONDITIONS, Table, reference
 from bloomery.journey.diagnose.finding import Finding, condition, plain
 from bloomery.journey.diagnose.table import Column, columns_of, common_name
+from bloomery.stages import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
 HEALTHY = sorted({(step, c.seed) for step in reference.steps() for c in reference.read_step(step)})
@@ -115,6 +116,11 @@ def frozen(run: Run, count: float) -> None:
 
 def flat_loss(run: Run, end: float) -> None:
     run.change("loss", lambda old, at: 1.5 * (1 + (end - 1) * at) + 0.01 * (old - 0.5))
+
+
+def exploded(run: Run, factor: float) -> None:
+    """Healthy in its first row, at a height of its own from the second on; the slow fall is no comfort."""
+    run.change("loss", lambda old, at: 5.0 if at == 0 else 5.0 * factor * (1.3 - 0.3 * at))
 
 
 def spike(run: Run, factor: float) -> None:
@@ -232,6 +238,7 @@ CASES = [
     Case("throughput-collapse", sick.grpo, times("step_time", 0.6), 3.2, 2.8),
     Case("loss-not-falling", sft, flat_loss, 0.99, 0.97),
     Case("loss-diverging", base, grows("train/loss"), 1.7, 1.3),
+    Case("loss-diverging", sft, exploded, 2.2, 1.8),
     Case("loss-spikes", base, spike, 2.5, 1.3),
     Case("overfit", sft, grows("eval_loss"), 1.15, 1.05),
     Case("overfit", sick.prefer, grows("eval_loss"), 1.6, 1.1),
@@ -256,6 +263,7 @@ CASES = [
     Case("ratio-off", ppo, lambda run, by: run.change("val/ratio", lambda old, at: 1 + by, 0.8), 0.11, 0.09),
     Case("ratio-off", ppo, lambda run, by: run.change("val/ratio", lambda old, at: 1 - by, 0.8), 0.11, 0.09),
     Case("ratio-off", ppo, wide_ratio, 0.6, 0.4),
+    Case("ratio-off", ppo, lambda run, n: last_rows(run, "val/ratio", n, 1.5), 4, 3),
     Case("clip-fraction-high", ppo, always("policy/clipfrac_avg", 0.75), 0.32, 0.28),
     Case("clip-fraction-high", sick.grpo, always("clip_ratio/region_mean", 0.75), 0.32, 0.28),
     Case("always-stopped-early", ppo, stops, 0.91, 0.85),
@@ -377,7 +385,7 @@ def test_every_condition_has_a_disease() -> None:
 
 
 def test_every_condition_says_what_it_looks_for_and_names_stages_that_exist() -> None:
-    known = {"pretrain", "sft", "reward", "prefer", "ppo", "grpo", "unknown"}
+    known = {"unknown", *STAGES}
     for name in CONDITIONS:
         one = CONDITIONS[name]
         assert (one.look.__doc__ or "").strip().endswith("."), name

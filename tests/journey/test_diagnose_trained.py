@@ -78,7 +78,7 @@ def talks(path: Path, count: int, *, sense: bool) -> Path:
 
 
 def finetune(place: Path, out: Path, talks: Path, **changed: Any) -> Path:
-    usual = {"batch": 8, "epochs": 4, "held_out": 0.2, "evaluate_every": 10, "optimiser": rates(0.003)}
+    usual = {"batch": 8, "epochs": 3, "held_out": 0.2, "evaluate_every": 10, "optimiser": rates(0.003)}
     settings = {**usual, "compute": COMPUTE, **changed}
     sft.run(Sft(model=place / "model", demonstrations=(talks,), **settings), out)
     return out
@@ -91,12 +91,12 @@ def test_healthy_fine_tuning(place: Path) -> None:
 def test_a_learning_rate_a_thousand_times_too_high(place: Path, tmp_path: Path) -> None:
     path = place / "talks.jsonl"
     found = found_in(finetune(place, tmp_path / "out", path, optimiser=rates(3.0, max_norm=1e6)))
-    assert set(found) & {"loss-diverging", "loss-not-falling"}
+    assert found == ["loss-diverging"]
 
 
-def test_a_learning_rate_a_thousand_times_too_low(place: Path, tmp_path: Path) -> None:
+def test_a_learning_rate_that_moves_nothing(place: Path, tmp_path: Path) -> None:
     path = place / "talks.jsonl"
-    assert found_in(finetune(place, tmp_path / "out", path, optimiser=rates(3e-6))) == ["loss-not-falling"]
+    assert found_in(finetune(place, tmp_path / "out", path, optimiser=rates(3e-9))) == ["loss-not-falling"]
 
 
 def test_a_schedule_that_ends_at_nothing(
@@ -116,7 +116,7 @@ def test_a_schedule_that_ends_at_nothing(
 
 def test_answers_that_cannot_be_learned_are_learned_by_heart(place: Path, tmp_path: Path) -> None:
     path = talks(tmp_path / "t.jsonl", 40, sense=False)
-    found = found_in(finetune(place, tmp_path / "out", path, epochs=40, optimiser=rates(0.01)))
+    found = found_in(finetune(place, tmp_path / "out", path, epochs=20, optimiser=rates(0.01)))
     assert "overfit" in found
 
 
@@ -139,8 +139,8 @@ def test_a_mask_that_counts_nothing(place: Path, tmp_path: Path, monkeypatch: py
 def read_text(place: Path, out: Path, **changed: Any) -> Path:
     shape = {"width": 16, "depth": 1, "heads": 2, "context": 32, "tied": False}
     usual = {"model": shape, "batch": 4, "tokens": 4 * 32 * 60, "validate_every": 10, "compute": COMPUTE}
-    settings = {**usual, "optimiser": rates(0.01), **changed}
-    pretrain.run(Pretrain(corpus=place / "corpus", tokenizer=place / "tokenizer", **settings), out)
+    settings = {**usual, "corpus": place / "corpus", "optimiser": rates(0.01), **changed}
+    pretrain.run(Pretrain(tokenizer=place / "tokenizer", **settings), out)
     return out
 
 
@@ -150,8 +150,9 @@ def test_healthy_pretraining(place: Path, tmp_path: Path) -> None:
 
 def test_a_few_documents_read_again_and_again(place: Path, tmp_path: Path) -> None:
     """Words in no order: whatever is learned after their frequencies is learned by heart."""
-    shape = {"width": 64, "depth": 2, "heads": 2, "context": 32, "tied": False}
-    found = found_in(read_text(place, tmp_path / "out", model=shape, tokens=4 * 32 * 250))
+    few = tiny.corpus(tiny.tokenizer(), tmp_path / "corpus", num=30, val_fraction=0.3).path
+    shape = {"width": 64, "depth": 1, "heads": 2, "context": 32, "tied": False}
+    found = found_in(read_text(place, tmp_path / "out", corpus=few, model=shape, tokens=4 * 32 * 100))
     assert found == ["held-out-bits-rising"]
 
 
@@ -186,7 +187,7 @@ def test_shuffled_labels(place: Path, tmp_path: Path) -> None:
 
 def test_a_few_rankings_learned_by_heart(place: Path, tmp_path: Path) -> None:
     found = found_in(
-        judge(place, tmp_path / "out", sense=False, count=40, epochs=40.0, optimiser=rates(0.01))
+        judge(place, tmp_path / "out", sense=False, count=40, epochs=16.0, optimiser=rates(0.01))
     )
     assert "preference-overfit" in found
 
@@ -198,7 +199,7 @@ def reinforce(place: Path, out: Path, **changed: Any) -> Path:
     """Forty prompts of three words, answered by the fine-tuned model."""
     settings: dict[str, Any] = {
         **{"policy": place / "sft", "reference": place / "sft", "reward": place / "reward"},
-        **{"prompts": (place / "prompts.jsonl",), "prompts_per_step": 32, "max_tokens": 6, "steps": 12},
+        **{"prompts": (place / "prompts.jsonl",), "prompts_per_step": 24, "max_tokens": 6, "steps": 10},
         **{"missing_eos_penalty": 0.0, "kl_coef": 0.1, "optimiser": rates(0.001), "critic": rates(0.01)},
         **{"compute": COMPUTE, "target_kl": None},
     }
@@ -230,8 +231,9 @@ def test_healthy_reinforcement(place: Path, tmp_path: Path, rewarded: Any) -> No
 
 
 def test_answers_that_never_end(place: Path, tmp_path: Path, rewarded: Any) -> None:
+    """A model that was never shown where an answer ends."""
     rewarded(jam)
-    assert "eos-never" in found_in(reinforce(place, tmp_path / "out", max_tokens=1))
+    assert "eos-never" in found_in(reinforce(place, tmp_path / "out", policy=place / "model", max_tokens=3))
 
 
 def test_no_leash_and_too_fast(place: Path, tmp_path: Path, rewarded: Any) -> None:

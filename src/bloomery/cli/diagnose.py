@@ -28,6 +28,7 @@ SHOWN = {
     "prefer": ("loss", "accuracy", "eval_accuracy", "rewards/margins"),
     "ppo": ("reward", "gold/graded_reward", "objective/kl", "entropy", "explained_variance"),
     "grpo": ("reward", "gold/graded_reward", "kl", "entropy", "completions/mean_length"),
+    "prefer_online": ("reward", "gold/graded_reward", "loss", "rewards/margins", "completions/mean_length"),
     "unknown": ("loss", "reward"),
 }
 

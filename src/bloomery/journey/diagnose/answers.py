@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bloomery.journey.diagnose.finding import Finding, condition, from_to, plain, setting
-from bloomery.journey.diagnose.table import Column, Table, number
+from bloomery.journey.diagnose.table import TREND, Column, Table, number
 from bloomery.journey.diagnose.update import POLICY
 
 CLEARLY = 3.0
@@ -34,7 +34,7 @@ TAX = 1.1
 def over_optimised(table: Table) -> Finding | None:
     """The reward rises while a judge it does not learn from (gold, held-out) falls from its best fifth."""
     reward = table.trend("reward")
-    judge = next((c for n, c in table.columns.items() if _independent(n) and len(c) >= 2 * 5), None)
+    judge = next((c for n, c in table.columns.items() if _independent(n) and len(c) >= TREND), None)
     if reward is not None and judge is not None:
         gold, proxy = judge.fifths(), reward.fifths()
         best = max(range(5), key=lambda i: gold[i][0])
@@ -147,7 +147,7 @@ def constant_reward(table: Table) -> Finding | None:
     )
 
 
-@condition("zero-variance-groups", "grpo")
+@condition("zero-variance-groups", "grpo", "prefer_online")
 def zero_variance_groups(table: Table) -> Finding | None:
     """In more than 0.8 of the groups all answers get the same reward."""
     column = table.get("frac_reward_zero_std")

@@ -55,7 +55,7 @@ def _turned_up(
             training.head
         ]
         usual = sum(then[-20:]) / len(then[-20:])
-        if training.tail > usual:  # then it is not overfitting but divergence, which has its own condition
+        if training.tail > min(usual, training.values[0]):  # not overfitting but divergence: see there
             return None
         evidence.append(f"{training.name} {plain(usual)} then, {plain(training.tail)} in the last fifth")
     return Finding(

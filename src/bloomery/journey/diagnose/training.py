@@ -25,6 +25,8 @@ FALL = 0.98
 """A loss that has not fallen by 2 % from the first to the last fifth has not fallen."""
 DIVERGED = 1.3
 """Held against the lowest fifth: noise between fifths of a healthy run is below 5 %."""
+EXPLODED_LOSS = 2.0
+"""Held against the first row, which is noisier: a run may be lost within its first fifth."""
 SPIKE = 1.4
 """A spike stands at least so far above the running median..."""
 SPIKE_NOISE = 15.0
@@ -82,7 +84,7 @@ def unfinished(table: Table) -> Finding | None:
 @condition("frozen")
 def frozen(table: Table) -> Finding | None:
     """The metric that matters repeats itself digit by digit for the last eight rows or a tenth of the run."""
-    column = table.get("loss", "reward", "loss/policy_avg", least=FROZEN + 2)
+    column = table.get("loss", "loss/policy_avg", "reward", least=FROZEN + 2)
     if column is None:
         return None
     same = next((i for i, v in enumerate(reversed(column.values)) if v != column.last), len(column))
@@ -206,7 +208,7 @@ def throughput_collapse(table: Table) -> Finding | None:
 def loss_not_falling(table: Table) -> Finding | None:
     """The loss's last fifth is not 2 % below its first, and the model did not go on from an earlier one."""
     column = table.trend("loss")
-    if column is None or column.tail < FALL * column.head or _goes_on(table):
+    if column is None or column.tail < FALL * column.head or _goes_on(table) or loss_diverging(table):
         return None
     return Finding(
         "The loss does not fall: nothing is learned.",
@@ -227,22 +229,26 @@ def _goes_on(table: Table) -> bool:
 
 @condition("loss-diverging", *SUPERVISED)
 def loss_diverging(table: Table) -> Finding | None:
-    """The loss's last fifth is 30 % above its lowest fifth."""
+    """The loss's last fifth is 30 % above its lowest fifth, or twice its first row."""
     column = table.trend("loss")
     if column is None:
         return None
-    means = [mean for mean, _ in column.fifths()]
+    means, first = [mean for mean, _ in column.fifths()], column.values[0]
     low = min(means)
-    if means[-1] <= DIVERGED * low + 1e-3:
+    if means[-1] > DIVERGED * low + 1e-3:
+        where = column.steps[means.index(low) * len(column) // 5]
+        before = f"{plain(low)} in the fifth from step {where:,}"
+    elif means[-1] > EXPLODED_LOSS * first > 0:
+        before = f"{plain(first)} at step {column.steps[0]:,}"
+    else:
         return None
-    where = column.steps[min(len(column) - 1, means.index(low) * len(column) // 5)]
     return Finding(
         "The loss has turned up: training diverges.",
-        (f"{column.name} {plain(low)} in the fifth from step {where:,}, {plain(means[-1])} in the last",),
+        (f"{column.name} {before}, {plain(means[-1])} in the last fifth",),
         (
             "lower the learning rate three- or tenfold" + setting(table, "optimiser.learning_rate"),
             "warm up longer" + setting(table, "optimiser.warmup"),
-            "check whether the data changes at that step",
+            "check whether the data changes where it turns",
         ),
         column,
     )

@@ -7,7 +7,7 @@ from statistics import fmean
 from bloomery.journey.diagnose.finding import Finding, condition, from_to, plain, setting
 from bloomery.journey.diagnose.table import Column, Table, number
 
-POLICY = ("ppo", "grpo")
+POLICY = ("ppo", "grpo", "prefer_online")
 
 KL_NEGATIVE = -0.05
 """Nats an answer. The estimate's noise averages out over steps: what stays below this is bias."""
@@ -19,6 +19,8 @@ LOOSE = 0.5
 """Nats an answer that nothing holds back before it is worth a word."""
 RATIO = 0.1
 """The mean ratio is 1 by construction up to clipping; healthy runs stay within 0.01."""
+RATIO_ROWS = 3
+"""The first step of a run may be far off once or twice."""
 RATIO_SPREAD = 0.5
 """The ratio's variance; healthy runs are at 0.001."""
 CLIPPED_SHARE = 0.3
@@ -111,15 +113,15 @@ def no_leash(table: Table) -> Finding | None:
 
 @condition("ratio-off", *POLICY)
 def ratio_off(table: Table) -> Finding | None:
-    """The mean probability ratio is more than 0.1 from 1, or its variance above 0.5."""
+    """In three rows and a tenth of the run the mean ratio is over 0.1 from 1, or its variance above 0.5."""
     ratio, variance = (
         table.get("val/ratio", "sampling/importance_sampling_ratio/mean"),
         table.get("val/ratio_var"),
     )
     far = [i for i, v in enumerate(ratio.values) if abs(v - 1) > RATIO] if ratio else []
     wide = [i for i, v in enumerate(variance.values) if v > RATIO_SPREAD] if variance else []
-    evidence = [_worst(ratio, far, 1.0)] if ratio and len(far) > 0.1 * len(ratio) else []
-    evidence += [_worst(variance, wide, 0.0)] if variance and len(wide) > 0.1 * len(variance) else []
+    evidence = [_worst(ratio, far, 1.0)] if ratio and _often(far, ratio) else []
+    evidence += [_worst(variance, wide, 0.0)] if variance and _often(wide, variance) else []
     if not evidence:
         return None
     return Finding(
@@ -132,6 +134,10 @@ def ratio_off(table: Table) -> Finding | None:
         ),
         ratio or variance,
     )
+
+
+def _often(where: list[int], column: Column) -> bool:
+    return len(where) >= max(RATIO_ROWS, 0.1 * len(column))
 
 
 def _worst(column: Column, where: list[int], usual: float) -> str:
