@@ -94,6 +94,13 @@ def test_an_ensemble_of_models(home: Path, tools: Tools) -> None:
         source(kind="ensemble", settings={"models": models, "pool": "minium"}).part(tools)
 
 
+def test_a_reward_model_that_reads_other_tokens_is_refused(home: Path) -> None:
+    other = Tokenizer.train(["quite other words"] * 20, 300)
+    listed = source(kind="model", settings={"path": str(home / "a")})
+    with pytest.raises(UsageError, match="another tokenizer than the policy"):
+        listed.part(Tools(Chat(other), torch.device("cpu")))
+
+
 def test_a_judge_in_this_process(home: Path, tools: Tools) -> None:
     """An untrained model babbles: no verdict can be read, so it has no opinion, and says so."""
     settings = {"model": str(home / "judge"), "template": "{question} {answer}?", "max_tokens": 3}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
@@ -80,7 +81,7 @@ def combined(listed: Sequence[Source], tools: Tools, first: Sequence[Part] = ())
 @sources.register("model")
 def model(tools: Tools, *, path: InputPath) -> Opinion:
     """A reward model's score at the last token of prompt and answer."""
-    return RewardModel(hub.load(path, "scalar").to(tools.device), tools.chat.tokenizer.pad_id)
+    return _reward_model(path, tools)
 
 
 @sources.register("ensemble")
@@ -93,10 +94,21 @@ def ensemble(
 ) -> Opinion:
     """Several reward models, pooled by their `mean`, `minimum` or `uncertainty` (see rewards.ensemble)."""
     pooled = pools.bind(pool, pool_settings or {})
-    pad_id = tools.chat.tokenizer.pad_id
-    return Ensemble(
-        [RewardModel(hub.load(path, "scalar").to(tools.device), pad_id) for path in models], pooled
-    )
+    return Ensemble([_reward_model(path, tools) for path in models], pooled)
+
+
+def _reward_model(path: Path, tools: Tools) -> RewardModel:
+    """Raises `UsageError` for a model with another tokenizer: it would read other words than were written."""
+    own, written = Tokenizer.load(path), tools.chat.tokenizer
+    if own.digest != written.digest:
+        raise UsageError(
+            "this reward model has another tokenizer than the policy",
+            where=path,
+            got=f"{own.vocab_size} tokens, {own.digest[:12]}",
+            expected=f"{written.vocab_size} tokens, {written.digest[:12]}",
+            do="train the reward model from the policy's own SFT model",
+        )
+    return RewardModel(hub.load(path, "scalar").to(tools.device), written.pad_id)
 
 
 @sources.register("judge")
