@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label simulate": ("label", "Have simulated annotators rank the answers of models."),
     "reward": ("reward", "Train a reward model on rankings."),
     "ppo": ("ppo", "Improve a policy against a reward model, on a KL leash."),
+    "grpo": ("grpo", "Improve a policy without a critic: answers measured against each other."),
     "prefer": ("prefer", "Train a policy on rankings directly: DPO and its family."),
     "prefer-online": ("prefer_online", "Train a policy on its own answers, ranked by a reward: online DPO."),
     "evaluate": ("evaluate", "Measure a model: the oracle's table, held-out text, divergence."),

@@ -184,6 +184,15 @@ def _ppo(recipe: Any, known: Known) -> Estimate:
     return known.training(recipe.prompts_per_step * length, drawn + scored + learned, models=2)
 
 
+def _grpo(recipe: Any, known: Known) -> Estimate:
+    per_step, length = recipe.prompts_per_step * recipe.samples, known.conversations[1]
+    episodes = recipe.steps * per_step
+    drawn = known.seconds("generate", episodes * min(recipe.max_tokens, TOKENS_PER_ANSWER), length)
+    scored = known.seconds("score", (1 + (recipe.kl_coef > 0)) * episodes * length, length)
+    learned = known.seconds("train", recipe.epochs * episodes * length, length, passes=3)
+    return known.training(per_step * length / recipe.minibatches, drawn + scored + learned)
+
+
 def _evaluate(recipe: Any, known: Known) -> Estimate:
     asked = (
         PER_PERSON["questions"] * known.people
@@ -206,6 +215,7 @@ ESTIMATORS: dict[str, Callable[[Any, Known], Estimate]] = {
     "label": _label,
     "reward": _reward,
     "ppo": _ppo,
+    "grpo": _grpo,
     "evaluate": _evaluate,
 }
 

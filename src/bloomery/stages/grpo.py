@@ -1,0 +1,387 @@
+"""Policy optimisation without a critic: several answers to each prompt, each measured against the others.
+
+GRPO (Shao et al. 2024) and its family: what an answer's advantage is, what the loss of a token is, and how
+token losses are averaged are three choices by name (`objectives/advantage.py`, `objectives/policy.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from bloomery.data.loader import batch_indices
+from bloomery.data.sources import OnBadRow, read_prompts
+from bloomery.errors import UsageError
+from bloomery.infer.engine import Engine
+from bloomery.models import hub
+from bloomery.models.llama import Llama
+from bloomery.models.lora import Bare
+from bloomery.objectives.advantage import advantage_estimators, constant_groups, leashed_rewards
+from bloomery.objectives.policy import (
+    Averaging,
+    adapted_kl_coef,
+    denominators,
+    k3,
+    kl_estimators,
+    log_ratio,
+    policy_losses,
+)
+from bloomery.objectives.token import aggregate, masked_mean
+from bloomery.recipe import InputPath, Section
+from bloomery.rewards.model import RewardModel
+from bloomery.rewards.parts import Combined, Part
+from bloomery.rewards.sources import Source, Tools, combined
+from bloomery.rollout.batch import RolloutBatch, in_pieces, pieces
+from bloomery.rollout.sample import ask
+from bloomery.seeds import derive, stream
+from bloomery.stages.common import Compute, Lora, Optimiser, read_all, tune
+from bloomery.stages.online import average, fitting, gold_grades, reader, score
+from bloomery.text.chat import Chat
+from bloomery.text.tokenizer import Tokenizer
+from bloomery.train import step as update
+from bloomery.train.run import Run
+from bloomery.types import Rollout
+
+CHECKED_ROWS = 8
+"""Answers of a step whose log-probs are computed again, to see that sampler and trainer agree."""
+
+
+class Grpo(Section):
+    """Improve a policy without a critic: each answer to a prompt is measured against others to it."""
+
+    policy: InputPath
+    """Where to start: the SFT model, or the last round's policy."""
+    reference: InputPath | None = None
+    """The frozen model that divergence is measured from; the starting policy when not given. Not loaded when
+    `kl_coef` is 0."""
+    reward: InputPath | None = None
+    """The frozen reward model."""
+    rewards: tuple[Source, ...] = ()
+    """Further parts of the reward, or others instead of the reward model."""
+    prompts: tuple[InputPath, ...]
+    world: InputPath | None = None
+    """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
+    lora: Lora | None = None
+    """The policy learns by adapters. Read without them it is the reference, if that is where it started: no
+    second copy in memory."""
+    seed: int = 0
+    steps: int = Field(40, ge=1)
+    prompts_per_step: int = Field(16, ge=1)
+    samples: int = Field(8, ge=1)
+    """Answers to each prompt: its group."""
+    max_tokens: int = Field(32, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    advantage: str = "grpo"
+    """How rewards become advantages: grpo, dr_grpo, rloo, reinforce++ or reinforce++_baseline."""
+    advantage_settings: dict[str, float] = Field({})
+    """Keyword arguments of the advantage, such as eps; its own defaults where not given."""
+    loss: str = "ppo"
+    """The loss of a token: ppo, dapo, cispo, gspo or reinforce."""
+    loss_settings: dict[str, float] = Field({})
+    """Keyword arguments of the loss, such as clip; its own defaults where not given."""
+    averaging: Averaging = "token"
+    """Token losses are averaged over all tokens of an update, over its answers' means, or divided by a
+    constant: its answers times `max_tokens`."""
+    kl_coef: float = Field(0.05, ge=0)
+    """beta: what a nat of divergence from the reference costs."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Whether divergence is a term of the loss or taken from the reward."""
+    kl_estimator: str | None = None
+    """k1, k2 or k3; k3 in the loss and k1 in the reward when not given."""
+    kl_target: float | None = Field(None, gt=0)
+    """Divergence of an answer, in nats, that `kl_coef` is steered towards from step to step."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each step's rollouts."""
+    minibatches: int = Field(2, ge=1)
+    """Optimizer steps of a pass."""
+    target_kl: float | None = Field(0.05, gt=0)
+    """Stop a step's passes when the policy has moved this far (nats a token) from where it sampled."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Taken from the score of an answer that did not end."""
+    score_clip: float | None = Field(None, gt=0)
+    """Scores are clipped to plus or minus this."""
+    sampler_tolerance: float = Field(1e-4, ge=0)
+    """Where sampler and trainer differ by more than this in a token's log-prob, the trainer's are used."""
+    optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
+    compute: Compute = Compute()
+
+    @property
+    def divergence(self) -> Callable[[Tensor], Tensor]:
+        """The KL estimator."""
+        return kl_estimators[self.kl_estimator or ("k3" if self.kl_in == "loss" else "k1")]
+
+    @model_validator(mode="after")
+    def _usable(self) -> Grpo:
+        """Names and settings are tried before anything is loaded; the advantage on one token an answer."""
+        policy_losses.bind(self.loss, self.loss_settings)
+        one = torch.ones(1, self.samples, 1)
+        advantage_estimators.bind(self.advantage, self.advantage_settings)(one, one.bool())
+        if self.kl_estimator is not None:
+            kl_estimators[self.kl_estimator]
+        if self.reward is None and not self.rewards:
+            raise UsageError("there is no reward", do="give `reward`, or list `rewards`")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise UsageError("kl_target steers kl_coef by factors", got="kl_coef=0", expected="above 0")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """The policy with its optimizer, the frozen reference if there is one, and how forwards are run."""
+
+    actor: Llama
+    reference: Llama | Bare | None
+    optimizer: torch.optim.Optimizer
+    guard: update.Guard
+    context: Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A step's rollouts with everything the update needs. All `[B, T]`, aligned with `batch.tokens`."""
+
+    batch: RolloutBatch
+    reference_logprobs: Tensor | None
+    advantages: Tensor
+    kl_coef: float
+
+
+def run(recipe: Grpo, out: Path) -> None:
+    context, device = recipe.compute.setup()
+    with Run(out, stage="grpo", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
+        chat = Chat(Tokenizer.load(recipe.policy))
+        actor = hub.load(recipe.policy).to(device)
+        learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
+        reference = reference_of(recipe, actor)
+        judge = judge_of(recipe, Tools(chat, device))
+        prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, run.line)
+        prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, run.line)
+        for line in without_effect(recipe):
+            run.line(line)
+        optimizer = recipe.optimiser.adamw(actor)
+        run.track(actor=learning, optimizer=optimizer)
+        run.state.setdefault("kl_coef", recipe.kl_coef)
+        learner = Learner(actor, reference, optimizer, run.guard, context)
+        gold = gold_grades(recipe.world)
+        engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
+        for step in run.steps(recipe.steps):
+            clock = time.perf_counter()
+            chosen = batch_indices(len(prompts), recipe.prompts_per_step, seed=recipe.seed, step=step)
+            rollouts = ask(
+                engine,
+                chat,
+                [prompts[i] for i in chosen for _ in range(recipe.samples)],
+                max_tokens=recipe.max_tokens,
+                temperature=recipe.temperature,
+                seed=derive(recipe.seed, "rollout", step),
+            )
+            sampled = time.perf_counter()
+            scores = torch.tensor(score(judge, rollouts, recipe), device=device)
+            batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id, device)
+            batch, metrics = checked(recipe, batch, learner)
+            experience, looked = look_back(recipe, batch, scores, learner, run.state["kl_coef"])
+            metrics |= looked | judge.metrics | of_answers(rollouts) | gold(rollouts)
+            scored = time.perf_counter()
+            lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
+            metrics |= improve(recipe, step, experience, learner)
+            if recipe.kl_target is not None:
+                run.state["kl_coef"] = adapted_kl_coef(
+                    experience.kl_coef, metrics["objective/kl"], recipe.kl_target
+                )
+            done = time.perf_counter()
+            metrics |= {
+                "episode": (step + 1) * len(rollouts),
+                "learning_rate": lr,
+                "num_tokens": float(batch.mask.sum()),
+                "timing/generation": sampled - clock,
+                "timing/scoring": scored - sampled,
+                "timing/training": done - scored,
+                "timing/step_total": done - clock,
+                "step_time": done - clock,
+                "rollout/tok_per_sec": float(batch.mask.sum()) / (sampled - clock),
+            }
+            run.log(step, metrics)
+        hub.save(actor, out, tokenizer_dir=recipe.policy)
+        run.finish(data=[{"source": str(path)} for path in recipe.prompts])
+
+
+def judge_of(recipe: Grpo, tools: Tools) -> Combined:
+    """The reward: the reward model, if there is one, and whatever else the recipe lists."""
+    parts = list[Part]()
+    if recipe.reward is not None:
+        model = hub.load(recipe.reward, "scalar").to(tools.device)
+        parts.append(Part("reward_model", RewardModel(model, tools.chat.tokenizer.pad_id)))
+    return combined(recipe.rewards, tools, parts)
+
+
+def reference_of(recipe: Grpo, actor: Llama) -> Llama | Bare | None:
+    """The frozen reference; none where divergence costs nothing. A policy that learns by adapters is its own
+    without them."""
+    origin = recipe.reference or recipe.policy
+    if recipe.kl_coef == 0:
+        return None
+    if recipe.lora is not None and origin.resolve() == recipe.policy.resolve():
+        return Bare(actor)
+    return hub.load(origin).to(next(actor.parameters()).device).requires_grad_(False)
+
+
+def without_effect(recipe: Grpo) -> list[str]:
+    """What is set and changes nothing in this run."""
+    said = []
+    if recipe.kl_coef == 0 and recipe.reference is not None:
+        said.append("the reference is not used: kl_coef is 0")
+    if recipe.kl_coef > 0 and recipe.kl_in == "loss" and recipe.kl_estimator == "k1":
+        said.append(
+            "k1 in the loss is no leash, its gradient averages to zero: use k2 or k3, or kl_in=reward"
+        )
+    return said
+
+
+@torch.no_grad()
+def checked(recipe: Grpo, batch: RolloutBatch, learner: Learner) -> tuple[RolloutBatch, dict[str, float]]:
+    """The batch with log-probs that the trainer can be held against: the sampler's where both agree on some
+    rows, else the trainer's own."""
+    read = reader(learner.actor, recipe.temperature)
+    rows = torch.arange(0, len(batch.tokens), -(-len(batch.tokens) // CHECKED_ROWS))
+    mask = batch.mask[rows]
+    with learner.context():
+        (found, _) = in_pieces(read, batch.tokens[rows], mask)
+        gap = (found - batch.old_logprobs[rows])[mask].abs()
+        agree = bool(gap.max() <= recipe.sampler_tolerance)
+        if not agree:
+            batch = replace(batch, old_logprobs=in_pieces(read, batch.tokens, batch.mask)[0])
+    return batch, {
+        "sampling/sampling_logp_difference/mean": float(gap.mean()),
+        "sampling/sampling_logp_difference/max": float(gap.max()),
+        "sampling/recomputed": float(not agree),
+    }
+
+
+@torch.no_grad()
+def look_back(
+    recipe: Grpo, batch: RolloutBatch, scores: Tensor, learner: Learner, kl_coef: float
+) -> tuple[Experience, dict[str, float]]:
+    """Divergence, rewards and advantages of rollouts under the weights that sampled them.
+
+    Args:
+        scores: `[B]`, the answers to one prompt next to each other.
+    """
+    mask, reference, moved = batch.mask, None, torch.zeros_like(batch.old_logprobs)
+    if learner.reference is not None:
+        with learner.context():
+            reference = in_pieces(reader(learner.reference, recipe.temperature), batch.tokens, mask)[0]
+        moved = log_ratio(batch.old_logprobs, reference, mask)
+    taken = kl_coef if recipe.kl_in == "reward" else 0.0
+    rewards = leashed_rewards(scores, recipe.divergence(moved), mask, taken)
+    groups = (-1, recipe.samples, mask.shape[1])
+    estimate = advantage_estimators.bind(recipe.advantage, recipe.advantage_settings)
+    advantages = estimate(rewards.view(groups), mask.view(groups)).view(mask.shape)
+    constant = constant_groups(rewards.sum(1).view(-1, recipe.samples))
+    metrics = {
+        "reward": float(scores.mean()),
+        "reward_std": float(scores.std(unbiased=False)),
+        "frac_reward_zero_std": float(constant.float().mean()),
+    }
+    if reference is not None:
+        metrics |= {
+            "kl": float(masked_mean(k3(moved), mask)),
+            "objective/kl": float(moved.sum(1).mean()),
+            "objective/kl_coef": kl_coef,
+        }
+    return Experience(batch, reference, advantages, kl_coef), metrics
+
+
+def of_answers(rollouts: list[Rollout]) -> dict[str, float]:
+    """How long the answers are, and how many were cut off."""
+    lengths = [len(r.completion.tokens) for r in rollouts]
+    cut_off = sum(r.completion.finish_reason == "length" for r in rollouts)
+    return {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": cut_off / len(lengths),
+    }
+
+
+def improve(recipe: Grpo, step: int, experience: Experience, learner: Learner) -> dict[str, float]:
+    """The step's passes over its rollouts: one optimizer step a minibatch. Returns mean metrics."""
+    num, seen = len(experience.batch.tokens), list[dict[str, float]]()
+    for epoch in range(recipe.epochs):
+        order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(num))
+        for part, rows in enumerate(order.chunk(recipe.minibatches)):
+            metrics = backward(recipe, experience, rows, learner)
+            if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
+                learner.optimizer.zero_grad(set_to_none=True)
+                return average(seen) | {"policy/stopped_early": 1.0}
+            metrics["grad_norm"] = update.apply(
+                learner.optimizer,
+                (),
+                recipe.optimiser.max_norm,
+                guard=learner.guard,
+                loss=metrics["loss"],
+                batch=f"step {step}, pass {epoch}, minibatch {part}",
+            )
+            seen.append(metrics)
+    return average(seen) | {"policy/stopped_early": 0.0}
+
+
+def backward(recipe: Grpo, experience: Experience, rows: Tensor, learner: Learner) -> dict[str, float]:
+    """Leave the gradient of the mean loss of some rows in `.grad`, read in pieces by length; its metrics.
+
+    Denominators are those of all the rows, so how they are cut into pieces makes no difference.
+    """
+    mask = experience.batch.mask[rows]
+    below, counted = denominators(mask, recipe.averaging, recipe.max_tokens), mask.sum()
+    metrics: dict[str, float] = {}
+    for piece, width in pieces(mask):
+        loss, found = loss_of(recipe, experience, rows[piece], width, learner, below[piece], counted)
+        loss.backward()
+        for name, value in found.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+    return metrics
+
+
+def loss_of(
+    recipe: Grpo,
+    experience: Experience,
+    rows: Tensor,
+    width: int,
+    learner: Learner,
+    below: Tensor,
+    counted: Tensor,
+) -> tuple[Tensor, dict[str, float]]:
+    """What some rows, cut to `width`, add to the loss and to each metric of an update.
+
+    Args:
+        below: `[rows]`, what each row's token losses are divided by.
+        counted: tokens of the whole update.
+    """
+    batch = experience.batch
+    tokens, mask, old = (x[rows, :width] for x in (batch.tokens, batch.mask, batch.old_logprobs))
+    with learner.context():
+        logprobs, entropy = reader(learner.actor, recipe.temperature)(tokens, mask)
+    rule = policy_losses.bind(recipe.loss, recipe.loss_settings)
+    losses, clipped = rule(logprobs, old, experience.advantages[rows, :width], mask)
+    if recipe.kl_in == "loss" and experience.reference_logprobs is not None:
+        away = log_ratio(logprobs, experience.reference_logprobs[rows, :width], mask)
+        losses = losses + experience.kl_coef * recipe.divergence(away)
+    loss = aggregate(losses / below[:, None], mask, 1.0)
+    moved = log_ratio(logprobs.detach(), old, mask)
+    parts = {
+        "policy/approxkl_avg": k3(-moved),
+        "clip_ratio/region_mean": clipped.float(),
+        "entropy": entropy,
+        "val/ratio": moved.exp(),
+    }
+    shares = {name: float(aggregate(x, mask, counted)) for name, x in parts.items()}
+    return loss, {"loss": loss.item(), **shares}
