@@ -168,11 +168,15 @@ def _draw(grid: Grid, table: Table, column: Column) -> None:
     normal = reference.band(found, PLACES)
     drawn = [*yours, *(middle for _, middle, _ in normal)]
     low, high = min(drawn), max(drawn)
-    ends = f"  {plain(yours[0])} to {plain(yours[-1])}"
+
+    def said(value: float) -> str:  # what is nothing at this scale is called 0
+        return plain(value if abs(value) > 1e-4 * (high - low) else 0.0)
+
+    ends = f"  {said(yours[0])} to {said(yours[-1])}"
     grid.add_row("yours", Text.assemble((sparkline(yours, low, high), "dark_orange3"), (ends, "dim")))
     if normal:
         (_, first, _), *_, (least, _, most) = normal
-        ends = f"  {plain(first)} to {plain(least)}" + (f"–{plain(most)}" if most > least else "")
+        ends = f"  {said(first)} to {said(least)}" + (f"–{said(most)}" if most > least else "")
         line = sparkline([middle for _, middle, _ in normal], low, high)
         grid.add_row("normal", Text.assemble((line, "green"), (ends, "dim")))
 

@@ -104,7 +104,7 @@ def no_leash(table: Table) -> Finding | None:
         "Nothing holds the policy to the reference: the KL coefficient is 0, and the KL grows.",
         (from_to(column),),
         (
-            "give the leash a weight (0.05 to 0.2 is usual)" + setting(table, "kl_coef"),
+            "give the leash a weight: 0.05 to 0.2 is usual",
             "without a leash, watch an independent judge of the answers and stop at its best",
         ),
         column,
