@@ -16,7 +16,7 @@ from torch import Tensor
 from bloomery.data.batches import TokenBatch, pack_documents
 from bloomery.errors import DataError
 from bloomery.lineage import digest_file
-from bloomery.models import hub
+from bloomery.models import hub, llama
 from bloomery.models.llama import Llama
 from bloomery.stages import sft
 from bloomery.stages.common import Optimiser, is_held_out
@@ -251,6 +251,18 @@ def test_conversations_of_two_files_that_share_their_names_are_all_trained_on(
     assert len({tuple(document) for document in tiny.documents_of(watch.batches[0])}) == 4
     lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
     assert [entry["conversations"] for entry in lineage["data"]] == [2, 2]
+
+
+def test_recomputing_changes_no_bit(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
+    plain, seen, made = llama.checkpoint, list[str](), []
+    monkeypatch.setattr(llama, "checkpoint", lambda *a, **k: (seen.append(name), plain(*a, **k))[1])
+    for name in ("usual", "again"):
+        compute = tiny.TRAINING.model_copy(update={"recompute": name == "again"})
+        train(model_dir, [file], tmp_path / name, compute=compute)
+        made.append(digest_file(tmp_path / name / "model.safetensors"))
+    assert made[0] == made[1]
+    assert set(seen) == {"again"}
 
 
 def test_it_learns_to_answer_and_to_stop(chat: Chat, model_dir: Path, tmp_path: Path) -> None:

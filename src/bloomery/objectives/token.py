@@ -95,11 +95,13 @@ class _Chosen(torch.autograd.Function):
         slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for rows in _blocks(logits):
             part, id = logits[rows].to(exact), ids[rows, None]
-            logprobs = (part if temperature == 1.0 else part / temperature).log_softmax(dim=-1)
-            chosen[rows] = logprobs.gather(-1, id).squeeze(-1)
-            shares = logprobs.exp() if entropy or slope is not None else logprobs
+            part = part if temperature == 1.0 else part / temperature
+            shares = part.softmax(dim=-1)
+            # log sum exp(x) = max x - log max softmax(x): exponentials are taken once.
+            total = part.amax(-1) - shares.amax(-1).log()
+            chosen[rows] = part.gather(-1, id).squeeze(-1) - total
             if entropy:
-                spread[rows] = -(shares * logprobs).sum(-1)
+                spread[rows] = total - (shares * part).sum(-1)
             if slope is not None:
                 slope[rows] = shares.scatter_add_(-1, id, shares.new_full(id.shape, -1.0))
         ctx.save_for_backward(slope)
