@@ -12,7 +12,7 @@ from typing import Any
 
 WORKS = ("help", "pretrain", "pretrain_fp32", "rollout", "sft", "reward", "reward_k6", "dpo", "grpo", "ppo")
 # Works whose stage can compile its layers.
-COMPILED = ("pretrain", "pretrain_fp32", "sft")
+COMPILED = ("pretrain", "pretrain_fp32", "sft", "reward", "reward_k6", "dpo")
 PAIRS_OF_SIX = 15
 
 
