@@ -20,6 +20,7 @@ from bloomery.objectives.reward import (
     by_head,
     kwise_loss,
     pair_accuracy,
+    pair_margin,
     pairwise,
     plackett_luce,
     ranking_losses,
@@ -355,3 +356,10 @@ def test_accuracy_counts_untied_pairs_and_halves_equal_scores() -> None:
     mask = torch.ones(1, 3, dtype=torch.bool)
     right, pairs = pair_accuracy(torch.tensor([[1.0, 0.0, 1.0]]), ranks, mask)
     assert (right.item(), pairs.item()) == (1.5, 2)
+
+
+def test_the_margin_is_how_far_winners_lead_and_ties_have_none() -> None:
+    ranks = torch.tensor([[2, 1, 2], [1, 2, 0]])
+    scores = torch.tensor([[1.0, 4.0, -1.0], [0.5, 2.0, float("nan")]])
+    # The second beats both others; in the other ranking the winner trails.
+    assert pair_margin(scores, ranks, ranks > 0).tolist() == [3.0 + 5.0, -1.5]

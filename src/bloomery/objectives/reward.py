@@ -181,6 +181,12 @@ def pair_accuracy(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, 
     return right.sum((1, 2)), untied.sum((1, 2))
 
 
+def pair_margin(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
+    """Sum over a ranking's untied pairs of `s_w - s_l`, `[G]`; `pair_accuracy` has their number."""
+    pairs, target = ranking_pairs(ranks, mask)
+    return _known(_gaps(scores) * (2 * target - 1), pairs).sum((1, 2))
+
+
 def _gaps(x: Tensor) -> Tensor:
     """`x_i - x_j`, `[G, K] -> [G, K, K]`."""
     return x[:, :, None] - x[:, None, :]

@@ -27,6 +27,7 @@ from bloomery.objectives.reward import (
     Wanted,
     by_head,
     pair_accuracy,
+    pair_margin,
     ranking_losses,
     rating_losses,
     squared_sums,
@@ -247,9 +248,11 @@ def loss_of(
     drift = squared_sums(scores, mask).mean() if recipe.center_on == "pairs" else given.square().mean()
     objective = loss + recipe.center * drift
     right, pairs = pair_accuracy(scores.detach(), ranks, mask)
+    lead = pair_margin(scores.detach(), ranks, mask)
     metrics = {
         "loss": loss.item(),
         "accuracy": float(right.sum() / pairs.sum().clamp(min=1)),
+        "margin": float(lead.sum() / pairs.sum().clamp(min=1)),
         "min_reward": float(given.detach().min()),
         "mean_reward": float(given.detach().mean()),
         "max_reward": float(given.detach().max()),
