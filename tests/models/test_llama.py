@@ -188,6 +188,22 @@ def test_recomputed_layers_change_no_bit_of_the_gradients(model, monkeypatch: py
     assert len(calls) == 2  # nothing to compute again where nothing goes back
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_positions_asked_for_are_those_of_the_whole(recompute: bool) -> None:
+    """Scores and their gradients; in any order, some twice, packed and not."""
+    made = ScalarModel(CONFIG)
+    init(made, 0)
+    made.model.recompute = recompute
+    x, at = tokens(3, 11), torch.tensor([32, 0, 12, 13, 12])
+    weight = torch.tensor([1.0, -2.0, 3.0, 0.5, 4.0])
+    for segments in (None, torch.tensor([[1] * 4 + [2] * 7] * 3)):
+        some, whole = made(x, segments=segments, at=at), made(x, segments=segments).flatten()[at]
+        torch.testing.assert_close(some, whole, atol=1e-6, rtol=1e-5)
+        slopes = [torch.autograd.grad((y * weight).sum(), list(made.parameters())) for y in (some, whole)]
+        for a, b in zip(*slopes, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 def test_bf16_products_with_fp32_weights_and_residuals() -> None:
     """Near what fp32 gives, in the gradients too, which are fp32; what the products read is cast before."""
     made = build(LlamaConfig.shape(32, 2, 4, 50, kv_heads=2, context=64))

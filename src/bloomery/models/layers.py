@@ -163,7 +163,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+    def forward(self, x: Tensor, reading: Reading, at: Tensor | None = None) -> Tensor:
+        """x [B, T, D] after the block; or [N, D], with `at` [N], only of these among the B * T positions."""
         x = x + self.self_attn(self.input_layernorm(x), reading)
+        if at is not None:
+            x = x.flatten(0, 1).index_select(0, at)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out

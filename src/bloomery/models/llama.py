@@ -84,8 +84,10 @@ class Trunk(nn.Module):
         prefix: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, D] after the final norm, each aligned with its token.
+        """Hidden states [B, T, D] after the final norm, each aligned with its token; or [N, D], with `at`
+        [N], only of these among the B * T positions: the last block then leaves out what nobody reads.
 
         `segments` [B, T] packs several documents into a row (numbered from 1; 0 is padding): no token
         attends across them and positions restart; with `prefix` [B] the first tokens of a row are a prompt
@@ -97,11 +99,12 @@ class Trunk(nn.Module):
         x = self.embed_tokens(tokens)
         reading = self._reading(tokens, segments, prefix, cache, positions, product_dtype(x))
         again = self.recompute and cache is None and torch.is_grad_enabled()
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
+            given = (x, reading, at if number == len(self.layers) else None)
             if again:
-                x = checkpoint(layer, x, reading, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, reading)
+                x = layer(*given)
         if cache is not None:
             cache.advance(tokens.shape[1])
         out: Tensor = self.norm(x)
@@ -130,7 +133,7 @@ class Trunk(nn.Module):
                 raise UsageError("packed segments cannot be combined with a cache")
             places = cache.positions(length)
             if held:
-                seen = torch.arange(cache.longest + length, device=tokens.device)
+                seen = torch.arange(cache.max_len, device=tokens.device)
                 mask = (seen <= places[:, :, None])[:, None]
         elif segments is not None and prefix is not None:
             mask, places = fork(segments, prefix)
@@ -218,9 +221,11 @@ class ScalarModel(nn.Module):
         prefix: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Scores [B, T], one at every token, given what came up to and including it."""
-        hidden = self.model(tokens, segments=segments, prefix=prefix, cache=cache, positions=positions)
+        """Scores [B, T], one at every token, given what came up to and including it; or [N], with `at` [N],
+        only at these among the B * T positions."""
+        hidden = self.model(tokens, segments=segments, prefix=prefix, cache=cache, positions=positions, at=at)
         return self.scores(hidden)
 
     def scores(self, hidden: Tensor) -> Tensor:

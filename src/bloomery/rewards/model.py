@@ -22,9 +22,10 @@ def score_slates(
     """
 
     def read(batch: Batch) -> Tensor:
-        scores: Tensor = model(batch.tokens, segments=batch.segments, prefix=batch.prefix).float()
-        where = torch.tensor([(row, end - 1) for row, _, end in batch.at], device=scores.device)
-        return scores[where[:, 0], where[:, 1]]
+        width = batch.tokens.shape[1]
+        last = torch.tensor([row * width + end - 1 for row, _, end in batch.at], device=batch.tokens.device)
+        scores: Tensor = model(batch.tokens, segments=batch.segments, prefix=batch.prefix, at=last)
+        return scores.float()
 
     return read_slates(
         read,
