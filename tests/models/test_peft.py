@@ -56,7 +56,7 @@ def scalar(tmp_path: Path) -> Path:
 
 def adapt(model: Llama | ScalarModel, home: Path | None, seed: int = 3, **changed: Any) -> None:
     """Adapters on a model, not as they begin but as if they had learned."""
-    settings: dict[str, Any] = {"rank": 2, "alpha": 3.0, "targets": FEW, "base": home}
+    settings: dict[str, Any] = {"rank": 2, "alpha": 3.0, "targets": FEW, "rslora": True, "base": home}
     lora.attach(model, Adapter(**{**settings, **changed}))
     loud(nn.ParameterList(p for layer in adapted(model).values() for p in (layer.lora_A, layer.lora_B)), seed)
 
@@ -118,8 +118,8 @@ def test_what_peft_wrote_computes_what_peft_computed(case: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("head", "changed"),
     [
-        ("causal", {}),
-        ("causal", {"targets": lora.LAYERS, "rank": 4, "rslora": True}),
+        ("causal", {"rslora": False}),
+        ("causal", {"targets": lora.LAYERS, "rank": 4}),
         ("scalar", {"targets": lora.LAYERS}),
         ("scalar on causal", {}),
     ],
@@ -180,7 +180,7 @@ def test_adapters_come_back_bit_for_bit_and_alone(base: Path, saved: Path) -> No
     again = hub.load(saved, merge=False)
     assert list(again.state_dict()) == list(model.state_dict())
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in again.state_dict().items())
-    assert lora.adapter_of(again) == Adapter(2, 3.0, FEW, base=base.resolve())
+    assert lora.adapter_of(again) == Adapter(2, 3.0, FEW, rslora=True, base=base.resolve())
     assert {n.rpartition(".")[2] for n, p in again.named_parameters() if p.requires_grad} == {
         "lora_A",
         "lora_B",
@@ -239,7 +239,7 @@ def test_adapters_on_adapters(base: Path, saved: Path, tmp_path: Path) -> None:
 
 
 def test_the_base_is_found_beside_the_adapters_or_where_they_or_we_say(
-    base: Path, saved: Path, tmp_path: Path
+    base: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = hub.load(saved)(tokens())
     assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == "../base"
@@ -263,6 +263,9 @@ def test_the_base_is_found_beside_the_adapters_or_where_they_or_we_say(
         "base_model_name_or_path"
     ]
     assert named == str(base.resolve())
+    assert torch.equal(hub.load(moved / "far" / "away")(tokens()), want)
+    edit_config(moved / "far" / "away", base_model_name_or_path="base")
+    monkeypatch.chdir(tmp_path)
     assert torch.equal(hub.load(moved / "far" / "away")(tokens()), want)
     with pytest.raises(UsageError, match="only adapters have a base"):
         hub.load(base, base=base)

@@ -99,7 +99,7 @@ def _named_base(directory: Path) -> Path:
     named = read_json(directory / CONFIG).get("base_model_name_or_path")
     places = [directory / named, Path(named)] if isinstance(named, str) and named else []
     for place in places:
-        if place.is_dir():
+        if is_adapter(place) or (place / "config.json").is_file():
             return place.resolve()
     raise ArtifactError(
         "the base model of these adapters is not here",
