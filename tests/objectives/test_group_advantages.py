@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from bloomery.errors import UsageError
-from bloomery.objectives.advantage import (
-    advantage_estimators,
-    centred,
-    constant_groups,
-    leashed_rewards,
-    returns_of,
-)
+from bloomery.objectives.advantage import leashed_rewards
+from bloomery.objectives.group import advantage_estimators, centred, constant_groups, returns_of
 from bloomery.objectives.policy import log_ratio
 from bloomery.registry import settings_of
 

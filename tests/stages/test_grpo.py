@@ -27,7 +27,7 @@ from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama
-from bloomery.objectives.advantage import advantage_estimators
+from bloomery.objectives.group import advantage_estimators
 from bloomery.objectives.policy import policy_losses
 from bloomery.recipe import load
 from bloomery.rollout.batch import RolloutBatch, pieces

@@ -1,7 +1,7 @@
 """Policy optimisation without a critic: several answers to each prompt, each measured against the others.
 
 GRPO (Shao et al. 2024) and its family: what an answer's advantage is, what the loss of a token is, and how
-token losses are averaged are three choices by name (`objectives/advantage.py`, `objectives/policy.py`).
+token losses are averaged are three choices by name (`objectives/group.py`, `objectives/policy.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
-from bloomery.objectives.advantage import advantage_estimators, constant_groups, leashed_rewards
+from bloomery.objectives.advantage import leashed_rewards
+from bloomery.objectives.group import advantage_estimators, constant_groups
 from bloomery.objectives.policy import (
     Averaging,
     adapted_kl_coef,
@@ -251,7 +252,7 @@ def without_effect(recipe: Grpo) -> list[str]:
 def checked(recipe: Grpo, batch: RolloutBatch, learner: Learner) -> tuple[RolloutBatch, dict[str, float]]:
     """The batch with log-probs that the trainer can be held against: the sampler's where both agree on some
     rows, else the trainer's own."""
-    read = reader(learner.actor, recipe.temperature)
+    read = reader(learner.actor, recipe.temperature, entropy=False)
     rows = torch.arange(0, len(batch.tokens), -(-len(batch.tokens) // CHECKED_ROWS))
     mask = batch.mask[rows]
     with learner.context():
@@ -278,8 +279,9 @@ def look_back(
     """
     mask, reference, moved = batch.mask, None, torch.zeros_like(batch.old_logprobs)
     if learner.reference is not None:
+        read = reader(learner.reference, recipe.temperature, entropy=False)
         with learner.context():
-            reference = in_pieces(reader(learner.reference, recipe.temperature), batch.tokens, mask)[0]
+            reference = in_pieces(read, batch.tokens, mask)[0]
         moved = log_ratio(batch.old_logprobs, reference, mask)
     taken = kl_coef if recipe.kl_in == "reward" else 0.0
     rewards = leashed_rewards(scores, recipe.divergence(moved), mask, taken)

@@ -61,9 +61,13 @@ def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Scoring) -> list[f
     ]
 
 
-def reader(model: Llama | Bare, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Log-probs and entropies `[B, T]` of the counted tokens under a model."""
-    return lambda tokens, mask: counted_logprobs(model(tokens), model.logits, tokens, mask, temperature)
+def reader(
+    model: Llama | Bare, temperature: float, *, entropy: bool = True
+) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Log-probs and entropies `[B, T]` of the counted tokens under a model; entropies 0.0 if not wanted."""
+    return lambda tokens, mask: counted_logprobs(
+        model(tokens), model.logits, tokens, mask, temperature, entropy=entropy
+    )
 
 
 def average(seen: list[dict[str, float]]) -> dict[str, float]:

@@ -20,7 +20,7 @@ FILE = "metrics.jsonl"
 SHOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("loss", ("loss", "train/loss")),
     ("acc", ("accuracy", "mean_token_accuracy")),
-    ("score", ("objective/scores",)),
+    ("score", ("objective/scores", "reward")),
     ("kl", ("objective/kl",)),
     ("tok/s", ("tok_per_sec", "train/tok_per_sec", "rollout/tok_per_sec")),
 )
