@@ -3,6 +3,7 @@ whose entropy is known, below which no model can go."""
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import islice
 from pathlib import Path
@@ -142,6 +143,33 @@ def test_the_shape_asked_for_is_the_shape_made(tokenizer_dir: Path, corpus: Corp
         True,
     )
     assert Tokenizer.load(tmp_path / "out").end_id == config.eos_token_id
+
+
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
+    tokenizer_dir: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = tiny.TRAINING.model_copy(update={"checkpoint_every": 2})
+
+    def again(name: str) -> None:
+        train(corpus, tokenizer_dir, tmp_path / name, steps=5, compute=often)
+
+    again("whole")
+    real, calls = pretrain.update.apply, list[int]()
+
+    def dying(*args: Any, **kwargs: Any) -> float:
+        calls.append(1)
+        if len(calls) == 4:
+            raise MemoryError
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pretrain.update, "apply", dying)
+    with pytest.raises(MemoryError):
+        again("broken")
+    monkeypatch.undo()
+    again("broken")
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert digest_file(tmp_path / "whole" / name) == digest_file(tmp_path / "broken" / name)
+    assert json.loads((tmp_path / "broken" / "trainer_state.json").read_text())["resumed_at"] == [2]
 
 
 def test_the_seed_is_the_only_chance(tokenizer_dir: Path, corpus: Corpus, tmp_path: Path) -> None:

@@ -253,6 +253,34 @@ def test_conversations_of_two_files_that_share_their_names_are_all_trained_on(
     assert [entry["conversations"] for entry in lineage["data"]] == [2, 2]
 
 
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
+    often = tiny.TRAINING.model_copy(update={"checkpoint_every": 2})
+
+    def again(name: str) -> None:
+        train(model_dir, [file], tmp_path / name, batch=2, epochs=2, compute=often)
+
+    again("whole")
+    real, calls = sft.update.apply, list[int]()
+
+    def dying(*args: Any, **kwargs: Any) -> float:
+        calls.append(1)
+        if len(calls) == 4:
+            raise MemoryError
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(sft.update, "apply", dying)
+    with pytest.raises(MemoryError):
+        again("broken")
+    monkeypatch.undo()
+    again("broken")
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert digest_file(tmp_path / "whole" / name) == digest_file(tmp_path / "broken" / name)
+    assert json.loads((tmp_path / "broken" / "trainer_state.json").read_text())["resumed_at"] == [2]
+
+
 def test_recomputing_changes_no_bit(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
     plain, seen, made = llama.checkpoint, list[str](), []
