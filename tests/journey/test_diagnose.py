@@ -141,9 +141,11 @@ def accuracy_lost(run: Run, by: float) -> None:
     [row for row in run.rows if "eval_accuracy" in row][-1]["eval_accuracy"] = best - by
 
 
-def card(**usual: float) -> Callable[[Run, float], None]:
+def card(half: float, **usual: float) -> Callable[[Run, float], None]:
+    """A report card whose interval of accuracy is `half` wide on either side."""
+
     def put(run: Run, low: float) -> None:
-        run.card = {"accuracy": low + 0.04, "low": low, **usual}
+        run.card = {"accuracy": low + half, "low": low, **usual}
 
     return put
 
@@ -248,10 +250,10 @@ CASES = [
     Case("forgets-text", sft, grows("loss/replay"), 1.4, 1.2),
     Case("preference-overfit", reward, accuracy_lost, 0.035, 0.025),
     Case("preference-overfit", reward, shifts("accuracy"), 0.14, 0.1),
-    Case("preference-chance", reward, card(length_baseline=0.3), 0.49, 0.52),
-    Case("preference-chance", reward, card(length_baseline=0.3), 0.505, 0.515),
+    Case("preference-chance", reward, card(0.06, length_baseline=0.3), 0.495, 0.505),
+    Case("preference-chance", reward, card(0.01, length_baseline=0.3), 0.535, 0.545),
     Case("preference-chance", sick.prefer, always("eval_rewards/accuracies"), 0.54, 0.56),
-    Case("reward-length-only", reward, card(length_baseline=0.62), 0.61, 0.63),
+    Case("reward-length-only", reward, card(0.04, length_baseline=0.62), 0.61, 0.63),
     Case("reward-scale", reward, spread, 80, 10),
     Case("chosen-falls", sick.prefer, grows("logps/chosen"), 1.35, 1.2),
     Case("kl-negative", ppo, always("objective/kl"), -0.06, -0.04),
@@ -589,10 +591,9 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ reference curves
 
 
-def test_reference_curves_are_small_and_each_step_has_the_same_seeds() -> None:
-    seeds = {step: {c.seed for c in reference.read_step(step)} for step in reference.steps()}
-    assert set(seeds) >= {"base", "sft", "reward-1", "ppo-1", "reward-2", "ppo-2"}
-    assert len({tuple(sorted(found)) for found in seeds.values()}) == 1
+def test_reference_curves_are_small_and_of_three_seeds() -> None:
+    assert set(reference.steps()) >= {"base", "sft", "reward-1", "ppo-1", "reward-2", "ppo-2"}
+    assert {seed for _, seed in HEALTHY} == {0, 1, 2}
     data = ROOT / "src" / "bloomery" / "journey" / "reference"
     assert sum(path.stat().st_size for path in data.iterdir()) < 500_000
 
@@ -638,7 +639,7 @@ def test_the_script_makes_the_files_and_refuses_a_sick_journey(tmp_path: Path) -
         [*command[:2], str(ill), "--out", str(tmp_path / "none")], capture_output=True, text=True, check=False
     )
     assert (done.returncode, (tmp_path / "none").exists()) == (1, False)
-    assert "ppo-1 is finished: over-optimised" in done.stdout
+    assert "ppo-1: over-optimised" in done.stdout
 
 
 # ------------------------------------------------------------------------------ the command
