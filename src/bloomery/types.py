@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["system", "user", "assistant", "tool"]
 AnnotatorKind = Literal["human", "simulated", "ai"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class Record(BaseModel):
@@ -149,27 +149,40 @@ class Ranking(Record):
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to draw one completion. `temperature=0` is greedy. The seed belongs to the request, so the
-    same request gives the same tokens whatever else is in the batch."""
+    same request gives the same tokens whatever else is in the batch.
+
+    `logit_bias`, pairs of id and number, is added to the logits before anything else; -inf bans a token.
+    Then come the temperature, `top_k` (0 is off), `top_p` (1 is off) and `min_p` (0 is off). A completion
+    ends at an id of `stop_ids` as it does at the engine's own stop id, and with the token that completes one
+    of the strings in `stop`; that token is kept.
+    """
 
     max_tokens: int = 64
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a sampler returns for one request.
 
-    `tokens` holds the sampled ids, with the end-of-turn id last when `finish_reason` is "stop".
-    `logprobs[i]` is that of `tokens[i]` under the distribution actually sampled from
-    (after temperature, top-k and top-p; for greedy decoding: under the model's own softmax).
+    `tokens` holds the sampled ids, with what ended them (the end-of-turn id, say) last when `finish_reason`
+    is "stop". `logprobs[i]` is that of `tokens[i]` under the distribution actually sampled from (after bias,
+    temperature, top-k, top-p and min-p; for greedy decoding: after the bias, at temperature 1), and
+    `full_logprobs[i]` that under the model's own softmax, at temperature 1 with nothing added or left out;
+    None where the sampler does not know it.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    full_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def requests(n: int, seed: int = 0) -> tuple[list[list[int]], list[SamplingParam
         {},
         {"temperature": 0.0},
         {"temperature": 0.7, "top_k": 8},
-        {"temperature": 1.3, "top_p": 0.8},
+        {"temperature": 1.3, "top_p": 0.8, "min_p": 0.01, "logit_bias": ((30, 1.5), (STOP, 0.5))},
     ]
     params = [SamplingParams(max_tokens=4 + i % 9, seed=100 + i, **kinds[i % 4]) for i in range(n)]  # type: ignore[arg-type]
     return prompts, params
@@ -56,7 +56,7 @@ def plain_loop(model: Llama, prompt: list[int], params: SamplingParams) -> tuple
     tokens, logprobs = list(prompt), []
     for step in range(params.max_tokens):
         logits = model.logits(model(torch.tensor([tokens])))[:, -1]
-        token, logprob = sample(logits, Draw.of([params]), step)
+        token, logprob, _ = sample(logits, Draw.of([params]), step)
         tokens.append(int(token))
         logprobs.append(float(logprob))
         if tokens[-1] == STOP:

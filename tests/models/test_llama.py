@@ -226,15 +226,6 @@ def test_bf16_products_with_fp32_weights_and_residuals() -> None:
     assert torch.cosine_similarity(slope, near_slope, dim=0) > 0.999
 
 
-def test_select_drops_and_repeats_rows(model) -> None:
-    x = tokens(3, 8)
-    cache = KVCache(CONFIG, 3, 12)
-    model(x[:, :7], cache=cache)
-    rows = torch.tensor([2, 0, 2])
-    cache.select(rows)
-    torch.testing.assert_close(model(x[rows][:, 7:], cache=cache)[:, 0], model(x)[rows, 7], atol=1e-5, rtol=0)
-
-
 def test_gradients_flow_through_a_cache_free_single_token(model) -> None:
     model(tokens(2, 1)).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

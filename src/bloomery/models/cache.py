@@ -12,10 +12,13 @@ from bloomery.models.config import LlamaConfig
 
 
 class KVCache:
-    """For each layer, keys and values [B, Hkv, Tmax, Dh]; row b holds `lengths[b]` tokens.
+    """For each layer, keys [B, Hkv, Dh, Tmax] and values [B, Hkv, Tmax, Dh]; row b holds `lengths[b]` tokens.
 
-    Rows may differ in length: what lies at or beyond a row's length is never attended to and is written over
-    by what comes next. A right-padded prefill is `model(tokens, cache=cache)` followed by `trim(lengths)`.
+    Keys lie transposed, as decoding's product of one query with all keys reads them, and all Tmax places are
+    handed out: a product over some of them would copy them first. Keep Tmax near the lengths held. Rows may
+    differ in length: what lies at or beyond a row's length is never attended to and is written over by what
+    comes next. A right-padded prefill is
+    `model(tokens, cache=cache)` followed by `trim(lengths)`.
     """
 
     def __init__(
@@ -27,12 +30,12 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (batch, config.num_key_value_heads, max_len, config.head_dim)
-        self.max_len = max_len
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [
-            torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)
-        ]
+        heads, size = config.num_key_value_heads, config.head_dim
+        self.batch, self.max_len = batch, max_len
+        layers = range(config.num_hidden_layers)
+        # Zeros: a masked place weighs nothing, but 0 times whatever memory held before could be NaN.
+        self.keys = [torch.zeros(batch, heads, size, max_len, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.zeros(batch, heads, max_len, size, dtype=dtype, device=device) for _ in layers]
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.longest = 0
 
@@ -45,18 +48,17 @@ class KVCache:
         return self.lengths[:, None] + torch.arange(num, device=self.lengths.device)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, Hkv, T, Dh] at `positions` [B, T]; return views of all that is held,
-        [B, Hkv, longest + T, Dh]. The lengths move on only with `advance`, after the last layer."""
+        """Write keys and values [B, Hkv, T, Dh] at `positions` [B, T]; return views of all places,
+        [B, Hkv, Tmax, Dh]. The lengths move on only with `advance`, after the last layer."""
         num = keys.shape[2]
         if self.longest == 0:
-            self.keys[layer][:, :, :num] = keys
+            self.keys[layer][..., :num] = keys.transpose(2, 3)
             self.values[layer][:, :, :num] = values
         else:
             rows = torch.arange(len(keys), device=keys.device)[:, None]
-            self.keys[layer][rows, :, positions] = keys.transpose(1, 2)
-            self.values[layer][rows, :, positions] = values.transpose(1, 2)
-        held = self.longest + num
-        return self.keys[layer][:, :, :held], self.values[layer][:, :, :held]
+            self.keys[layer][rows, :, :, positions] = keys.transpose(1, 2).to(self.keys[layer].dtype)
+            self.values[layer][rows, :, positions] = values.transpose(1, 2).to(self.values[layer].dtype)
+        return self.keys[layer].transpose(2, 3), self.values[layer]
 
     def advance(self, num: int) -> None:
         """Count the `num` tokens just written to every row."""
@@ -69,17 +71,39 @@ class KVCache:
         self.longest = int(lengths.max()) if len(lengths) else 0
 
     def share(self, start: int, stop: int) -> KVCache:
-        """An empty cache over the same memory, for rows start to stop: lets rows of like length be read
-        together. Call `trim` on this one when all are read."""
+        """An empty cache over the same memory, for rows start to stop: lets some rows be read without the
+        others. `trim` it to lengths that are held already; call `trim` on this one when all are read."""
         part = copy(self)
         part.keys, part.values = [k[start:stop] for k in self.keys], [v[start:stop] for v in self.values]
         part.lengths, part.longest = torch.zeros_like(self.lengths[start:stop]), 0
+        part.batch = stop - start
         return part
 
-    def select(self, rows: Tensor) -> None:
-        """Keep the rows of this index [N], in its order: drops finished rows, or repeats a shared prompt."""
-        self.lengths = self.lengths[rows]
-        for held in (self.keys, self.values):
-            for layer, tensor in enumerate(held):
-                held[layer] = tensor.index_select(0, rows)
-        self.longest = int(self.lengths.max()) if len(rows) else 0
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let row `target` hold the first `length` tokens of row `source`."""
+        for keys, values in zip(self.keys, self.values, strict=True):
+            keys[target, :, :, :length] = keys[source, :, :, :length]
+            values[target, :, :length] = values[source, :, :length]
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` tokens of two rows."""
+        for keys, values in zip(self.keys, self.values, strict=True):
+            for part in (keys[:, :, :, :length], values[:, :, :length]):
+                kept = part[one].clone()
+                part[one] = part[other]
+                part[other] = kept
+
+    def resize(self, batch: int, max_len: int) -> None:
+        """Room for `batch` rows of `max_len` tokens. What both the old and the new shape hold is kept. Done a
+        layer at a time, so that hardly more than the larger shape is ever taken."""
+        rows, places = min(batch, self.batch), min(max_len, self.max_len)
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            _, heads, size, _ = keys.shape
+            self.keys[layer] = keys.new_zeros(batch, heads, size, max_len)
+            self.keys[layer][:rows, :, :, :places] = keys[:rows, :, :, :places]
+            self.values[layer] = values.new_zeros(batch, heads, max_len, size)
+            self.values[layer][:rows, :, :places] = values[:rows, :, :places]
+        lengths = self.lengths.new_zeros(batch)
+        lengths[:rows] = self.lengths[:rows].clamp(max=places)
+        self.lengths, self.batch, self.max_len = lengths, batch, max_len
+        self.longest = int(lengths.max()) if batch else 0
