@@ -40,7 +40,8 @@ class Product(nn.Module):
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """What each of the layers gives."""
-        return self(x).split(self.widths, dim=-1)
+        parts: tuple[Tensor, ...] = self(x).split(self.widths, dim=-1)
+        return parts
 
 
 def _has_onednn() -> bool:
