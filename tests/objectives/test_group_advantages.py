@@ -96,7 +96,13 @@ def test_a_group_that_always_scores_the_same_is_exactly_zero_and_counted(name: s
     assert (got[0] == 0).all()
     assert (got[1][MASK[1]] != 0).all()
     assert constant_groups(returns_of(rewards, MASK)).tolist() == [True, False]
-    assert (centred(torch.full((1, 3), 0.1)) == 0).all()
+
+
+def test_rounding_of_a_mean_is_no_advantage() -> None:
+    """grpo would divide it by eps alone, and whitening blow it up."""
+    same = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)).expand(-1, 7)
+    assert (same - same.mean(1, keepdim=True)).any()
+    assert not centred(same).any()
 
 
 @pytest.mark.parametrize("name", GROUPED)

@@ -145,6 +145,13 @@ def test_where_they_do_not_agree_the_trainer_s_numbers_are_used(scene: Scene) ->
             assert metrics[f"sampling/sampling_logp_difference/{name}"] == pytest.approx(0.5, abs=1e-4)
 
 
+@pytest.mark.parametrize("row", range(6))
+def test_of_few_answers_every_one_is_checked(scene: Scene, row: int) -> None:
+    settings, off = recipe(), scene.batch
+    off.old_logprobs[row] -= torch.where(off.mask[row], 0.5, 0.0)
+    assert grpo.checked(settings, off, scene.learner(settings))[1]["sampling/recomputed"] == 1.0
+
+
 def test_in_bf16_the_trainer_s_own_numbers_make_the_first_ratio_one(scene: Scene) -> None:
     settings = recipe(compute=Compute(precision="bf16", threads=1))
     batch, metrics = grpo.checked(settings, scene.batch, scene.learner(settings))
