@@ -4,6 +4,7 @@ never import each other, and nothing in the source can run code that came from a
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,9 @@ def test_files_stay_short() -> None:
         str(p.relative_to(SRC)): n for p in SRC.rglob("*.py") if (n := len(p.read_text().splitlines())) > 450
     }
     assert not long
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """The tests are no packages, so two modules of one name would be one to Python."""
+    names = Counter(p.name for p in Path(__file__).parent.rglob("*.py") if p.name != "conftest.py")
+    assert not [name for name, n in names.items() if n > 1]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from made_up import rollout
+from invented import rollout
 
 from bloomery.errors import UsageError
 from bloomery.rewards.ensemble import Ensemble, pools

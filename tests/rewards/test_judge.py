@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from made_up import rollout
+from invented import rollout
 
 from bloomery.client import Client
 from bloomery.errors import BloomeryError, DataError, UsageError

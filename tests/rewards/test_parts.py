@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from made_up import rollout
+from invented import rollout
 
 from bloomery.errors import DataError, UsageError
 from bloomery.rewards.parts import Combined, Opinion, Part, combine, each

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import rollout
+from invented import rollout
 
 from bloomery.errors import RecipeError, UsageError
 from bloomery.lineage import resolved
