@@ -17,7 +17,7 @@ from bloomery.models import KVCache
 from bloomery.types import Completion, FinishReason, SamplingParams
 
 # The cache is a whole number of pieces of this many tokens long, or as long as the longest request's need.
-PIECE = 32
+PIECE = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -165,10 +165,11 @@ class Scheduler:
         if cache is not None and rows <= cache.batch and tokens <= cache.max_len <= 2 * tokens + PIECE:
             return cache
         longest = max(seq.need for seq in (*self.rows, *self.following))
-        tokens = max(tokens, min(longest, -(-tokens // PIECE) * PIECE))
+        tokens = max(tokens, min(longest, -(-(tokens + PIECE // 2) // PIECE) * PIECE))
         if cache is None:
             self.cache = cache = self.new_cache(rows, tokens)
             return cache
         more = cache.batch if rows <= cache.batch else min(2 * cache.batch, self.max_batch)
-        cache.resize(max(rows, min(more, self.budget // tokens)), tokens)
+        spare = min(more, self.budget // tokens) if self.waiting or rows > cache.batch else rows
+        cache.resize(max(rows, spare), tokens)
         return cache

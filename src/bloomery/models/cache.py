@@ -45,6 +45,7 @@ class KVCache:
             raise UsageError(
                 "the cache is full", got=self.longest + num, expected=f"at most {self.max_len} tokens"
             )
+        self._rows = torch.arange(self.batch, device=self.lengths.device)[:, None]
         return self.lengths[:, None] + torch.arange(num, device=self.lengths.device)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +56,8 @@ class KVCache:
             self.keys[layer][..., :num] = keys.transpose(2, 3)
             self.values[layer][:, :, :num] = values
         else:
-            rows = torch.arange(len(keys), device=keys.device)[:, None]
-            self.keys[layer][rows, :, :, positions] = keys.transpose(1, 2).to(self.keys[layer].dtype)
-            self.values[layer][rows, :, positions] = values.transpose(1, 2).to(self.values[layer].dtype)
+            self.keys[layer][self._rows, :, :, positions] = keys.transpose(1, 2)
+            self.values[layer][self._rows, :, positions] = values.transpose(1, 2)
         return self.keys[layer].transpose(2, 3), self.values[layer]
 
     def advance(self, num: int) -> None:
