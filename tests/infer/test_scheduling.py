@@ -130,7 +130,7 @@ def test_equal_prompts_are_read_once(model, monkeypatch) -> None:
     one, other = prompts(20, 20)
     params = [SamplingParams(max_tokens=6, seed=i) for i in range(10)]
     got = made([one, other] * 5, params)
-    assert [p for p in counted.passes if p[1] > 1] == [(2, 19)]
+    assert counted.passes == [(2, 19), *[(10, 1)] * 6]
     assert got == made([one, other] * 5, params)
     assert len({c.tokens for c in got}) > 4
 
@@ -151,18 +151,51 @@ def test_who_comes_later_copies_from_a_row_that_still_runs(model, monkeypatch) -
     made.cancel(first)
 
 
-def test_a_follower_reads_for_itself_when_its_leader_is_cancelled(model: Llama) -> None:
-    (prompt,) = prompts(20)
+def test_one_follower_reads_for_all_when_their_leader_is_cancelled(model, monkeypatch) -> None:
+    (prompt,) = prompts(21)
     expected = engine(model)([prompt], [SamplingParams(seed=1)])[0].tokens
-    made = engine(model, chunk=1)
+    made = engine(model, chunk=4)
     leader = made.submit(prompt, SamplingParams(seed=0))
-    follower = made.submit(prompt, SamplingParams(seed=1))
+    followers = [made.submit(prompt, SamplingParams(seed=seed)) for seed in (1, 2)]
     made.step()
     made.cancel(leader)
-    while follower.finish_reason is None:
+    counted = Counted(made, monkeypatch)
+    while any(seq.finish_reason is None for seq in followers):
         made.step()
-    assert tuple(follower.tokens) == expected
+    assert tuple(followers[0].tokens) == expected
+    assert [p for p in counted.passes if p[1] > 1] == [(1, 16), (1, 4)]
     assert leader.completion().finish_reason == "cancelled"
+
+
+def test_prompts_read_together_stay_within_the_context(model: Llama) -> None:
+    """The first has read almost all of the context when the second joins it."""
+    asked = prompts(46, 40)
+    params = [SamplingParams(max_tokens=2)] * 2
+    expected = [engine(model)([p], params[:1])[0].tokens for p in asked]
+    assert [c.tokens for c in engine(model, chunk=5)(asked, params)] == expected
+
+
+def test_reading_a_short_prompt_leaves_a_long_row_whole() -> None:
+    """The cache is cut when it is much longer than its rows: all of them, not only those that read."""
+    made = build(LlamaConfig.shape(16, 1, 2, VOCAB, context=300)).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    long, short = prompts(250, 4)
+    params = SamplingParams(max_tokens=12)
+    expected = engine(made)([long], [params])[0]
+    busy = engine(made)
+    first = busy.submit(long, params)
+    busy.step()
+    busy.submit(short, SamplingParams(max_tokens=40))
+    while first.finish_reason is None:
+        busy.step()
+    assert first.completion().tokens == expected.tokens
+    assert first.logprobs == pytest.approx(expected.logprobs, abs=1e-9)
+    busy.step()
+    assert busy._scheduler.cache is not None
+    assert busy._scheduler.cache.max_len < 100, "and cut it is, once the long row has gone"
 
 
 def test_the_cache_stays_within_its_budget_and_others_wait(model, monkeypatch) -> None:
