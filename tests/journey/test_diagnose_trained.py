@@ -14,7 +14,7 @@ import pytest
 from bloomery.data.convert import write
 from bloomery.journey.diagnose import diagnose
 from bloomery.models import hub
-from bloomery.stages import ppo, pretrain, reward, sft
+from bloomery.stages import online, ppo, pretrain, reward, sft
 from bloomery.stages.common import Optimiser
 from bloomery.stages.ppo import Ppo
 from bloomery.stages.pretrain import Pretrain
@@ -215,7 +215,7 @@ def rewarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Rollout], f
         def score(judge: object, rollouts: Sequence[Rollout], *rest: object) -> list[float]:
             return [rule(rollout) for rollout in rollouts]
 
-        monkeypatch.setattr(ppo, "score", score)
+        monkeypatch.setattr(online, "score", score)
 
     return by
 

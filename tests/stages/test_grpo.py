@@ -74,6 +74,10 @@ class Scene:
         reference = self.reference if settings.kl_coef > 0 else None
         return Learner(self.actor, reference, settings.optimiser.adamw(self.actor), Guard(), context)
 
+    def checked(self, settings: Grpo, batch: RolloutBatch) -> tuple[RolloutBatch, dict[str, float]]:
+        context = self.learner(settings).context
+        return online.checked(batch, self.actor, settings.temperature, context, settings.sampler_tolerance)
+
     def look_back(self, settings: Grpo) -> tuple[Experience, dict[str, float]]:
         learner = self.learner(settings)
         return grpo.look_back(settings, self.batch, torch.tensor(SCORES), learner, settings.kl_coef)
@@ -128,7 +132,7 @@ def test_trainer_and_sampler_agree_and_the_sampler_s_numbers_are_used(
     rollouts = ask(engine, chat, prompts, max_tokens=8, temperature=temperature, seed=5)
     batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id)
     settings = recipe(temperature=temperature)
-    same, metrics = grpo.checked(settings, batch, scene.learner(settings))
+    same, metrics = scene.checked(settings, batch)
     assert same is batch
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-5
     assert metrics["sampling/recomputed"] == 0.0
@@ -138,7 +142,7 @@ def test_where_they_do_not_agree_the_trainer_s_numbers_are_used(scene: Scene) ->
     settings, batch = recipe(sampler_tolerance=0.4), scene.batch
     off = replace(batch, old_logprobs=torch.where(batch.mask, batch.old_logprobs - 0.5, 0.0))
     for settings, wanted in ((recipe(sampler_tolerance=0.6), off), (recipe(sampler_tolerance=0.4), batch)):
-        got, metrics = grpo.checked(settings, off, scene.learner(settings))
+        got, metrics = scene.checked(settings, off)
         torch.testing.assert_close(got.old_logprobs, wanted.old_logprobs, atol=1e-5, rtol=0)
         assert metrics["sampling/recomputed"] == float(wanted is batch)
         for name in ("mean", "max"):
@@ -149,12 +153,12 @@ def test_where_they_do_not_agree_the_trainer_s_numbers_are_used(scene: Scene) ->
 def test_of_few_answers_every_one_is_checked(scene: Scene, row: int) -> None:
     settings, off = recipe(), scene.batch
     off.old_logprobs[row] -= torch.where(off.mask[row], 0.5, 0.0)
-    assert grpo.checked(settings, off, scene.learner(settings))[1]["sampling/recomputed"] == 1.0
+    assert scene.checked(settings, off)[1]["sampling/recomputed"] == 1.0
 
 
 def test_in_bf16_the_trainer_s_own_numbers_make_the_first_ratio_one(scene: Scene) -> None:
     settings = recipe(compute=Compute(precision="bf16", threads=1))
-    batch, metrics = grpo.checked(settings, scene.batch, scene.learner(settings))
+    batch, metrics = scene.checked(settings, scene.batch)
     assert metrics["sampling/recomputed"] == 1.0
     assert metrics["sampling/sampling_logp_difference/max"] > 1e-3
     experience = Experience(batch, None, torch.ones_like(batch.old_logprobs), 0.0)
@@ -475,8 +479,8 @@ def test_neither_reward_model_nor_reference_moves_and_only_the_policy_is_saved(
         grpo.hub, "load", lambda path, *kind: seen.append((path, real(path, *kind))) or seen[-1][1]
     )
     rows = run(place, model_dir, tmp_path / "out", optimiser=FAST)
-    actor, reference, judge = (model for _, model in seen)
-    assert [path for path, _ in seen] == [model_dir, model_dir, place / "reward"]
+    actor, judge, reference = (model for _, model in seen)
+    assert [path for path, _ in seen] == [model_dir, place / "reward", model_dir]
     assert torch.equal(tiny.weights(reference), tiny.weights(real(model_dir)))
     assert torch.equal(tiny.weights(judge), tiny.weights(real(place / "reward", "scalar")))
     assert torch.equal(tiny.weights(actor), tiny.weights(real(tmp_path / "out")))
@@ -487,7 +491,7 @@ def test_neither_reward_model_nor_reference_moves_and_only_the_policy_is_saved(
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-5 for row in rows)
     wanted = (
         "reward reward_std frac_reward_zero_std completions/mean_length completions/min_length "
-        "completions/max_length completions/clipped_ratio kl entropy clip_ratio/region_mean step_time "
+        "completions/max_length completions/clipped_ratio kl entropy clip_ratio/region_mean eps "
         "rewards/reward_model/mean rewards/reward_model/std loss grad_norm learning_rate num_tokens "
         "timing/generation timing/scoring timing/training timing/step_total rollout/tok_per_sec"
     )
@@ -531,13 +535,13 @@ def test_answers_to_a_prompt_stand_together_and_each_prompt_is_asked_in_turn(
     place: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
-    real = grpo.ask
+    real = online.ask
 
     def spy(engine: Any, chat: Any, prompts: Sequence[Prompt], **rest: Any) -> list[Rollout]:
         asked.append([p.messages[0].content for p in prompts])
         return real(engine, chat, prompts, **rest)
 
-    monkeypatch.setattr(grpo, "ask", spy)
+    monkeypatch.setattr(online, "ask", spy)
     run(place, model_dir, tmp_path / "out", prompts_per_step=5, samples=2)
     for step in asked:
         assert step[0::2] == step[1::2]
@@ -611,10 +615,9 @@ def test_killed_and_gone_on_with_it_gives_the_same_bytes(
     assert state["resumed_at"] == [4]
     for name in ("model.safetensors", "recipe.yaml"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    clocks = ("timing/", "step_time", "rollout/tok_per_sec")
     for one, other in zip(whole, gone_on, strict=True):
         assert one.keys() == other.keys()
-        assert all(one[name] == other[name] for name in one if not name.startswith(clocks))
+        assert all(one[name] == other[name] for name in one if not name.startswith(tiny.CLOCKS))
 
 
 # ------------------------------------------------------------------------------ does it learn
@@ -659,7 +662,7 @@ def test_it_learns_what_is_rewarded(
     def rule(judge: object, rollouts: Sequence[Rollout], recipe: object) -> list[float]:
         return [float(np.mean([t >= vocab // 2 for t in r.completion.tokens])) for r in rollouts]
 
-    monkeypatch.setattr(grpo, "score", rule)
+    monkeypatch.setattr(online, "score", rule)
     before = share_of_high_ids(hub.load(model_dir), chat, vocab)
     usual: dict[str, Any] = {
         "steps": 12,
@@ -679,7 +682,7 @@ def test_a_reward_that_never_changes_teaches_nothing(
     place: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advantage: str
 ) -> None:
     """To the bit: without a leash there is then no gradient at all."""
-    monkeypatch.setattr(grpo, "score", lambda judge, rollouts, recipe: [0.7] * len(rollouts))
+    monkeypatch.setattr(online, "score", lambda judge, rollouts, recipe: [0.7] * len(rollouts))
     rows = run(place, model_dir, tmp_path / "out", advantage=advantage, kl_coef=0.0, optimiser=FAST)
     assert torch.equal(tiny.weights(hub.load(tmp_path / "out")), tiny.weights(hub.load(model_dir)))
     assert all(row["frac_reward_zero_std"] == 1.0 and row["grad_norm"] == 0.0 for row in rows)
@@ -690,7 +693,7 @@ def test_a_reward_that_is_chance_teaches_no_direction(
 ) -> None:
     vocab, draw = chat.tokenizer.vocab_size, np.random.default_rng(0)
     monkeypatch.setattr(
-        grpo, "score", lambda judge, rollouts, recipe: draw.normal(size=len(rollouts)).tolist()
+        online, "score", lambda judge, rollouts, recipe: draw.normal(size=len(rollouts)).tolist()
     )
     before = share_of_high_ids(hub.load(model_dir), chat, vocab)
     run(

@@ -188,8 +188,7 @@ def test_a_reward_model_of_adapters_and_a_head(
 
 def differing(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> set[str]:
     """The metrics that are not equal to the last bit, but those that measure time."""
-    timed = ("timing/", "rollout/")
-    names = {n for row in a + b for n in row if not n.startswith(timed)}
+    names = {n for row in a + b for n in row if not n.startswith(tiny.CLOCKS)}
     return {n for n in names if [row.get(n) for row in a] != [row.get(n) for row in b]}
 
 
@@ -201,9 +200,9 @@ def test_the_policy_without_its_adapters_is_the_reference_a_copy_would_be(
     references: list[object] = []
     real = ppo.look_back
 
-    def look_back(recipe: Any, rollouts: Any, scores: Any, critic: Any, reference: Any, chat: Any) -> Any:
-        references.append(reference)
-        return real(recipe, rollouts, scores, critic, reference, chat)
+    def look_back(recipe: Any, batch: Any, scores: Any, learner: ppo.Learner) -> Any:
+        references.append(learner.reference)
+        return real(recipe, batch, scores, learner)
 
     monkeypatch.setattr(ppo, "look_back", look_back)
     shared = run_ppo(place, model_dir, tmp_path / "shared")

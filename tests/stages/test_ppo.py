@@ -24,14 +24,15 @@ from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
-from bloomery.rewards.model import RewardModel
+from bloomery.rewards.parts import Combined
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
-from bloomery.stages import ppo, world
-from bloomery.stages.common import Optimiser
+from bloomery.stages import online, ppo, world
+from bloomery.stages.common import Compute, Optimiser
 from bloomery.stages.ppo import Experience, Learner, Ppo
 from bloomery.stages.world import WorldRecipe
 from bloomery.text.chat import Chat
+from bloomery.train import precision
 from bloomery.train.step import Guard
 from bloomery.types import Completion, Prompt, Rollout
 from bloomery.world import Oracle, Question, read_questions
@@ -60,11 +61,13 @@ class Scene:
 
     def look_back(self, settings: Ppo) -> tuple[Experience, dict[str, float]]:
         scores = torch.tensor(SCORES[: len(self.rollouts)])
-        return ppo.look_back(settings, self.rollouts, scores, self.critic, self.reference, self.chat)
+        batch = RolloutBatch.of(self.rollouts, self.chat.tokenizer.pad_id)
+        return ppo.look_back(settings, batch, scores, self.learner(settings))
 
     def learner(self, settings: Ppo) -> Learner:
         optimizers = settings.optimiser.adamw(self.actor), settings.critic.adamw(self.critic)
-        return Learner(self.actor, self.critic, *optimizers, Guard())
+        context = precision.setup(settings.compute.precision, 1)
+        return Learner(self.actor, self.critic, self.reference, *optimizers, Guard(), context)
 
     def loss(self, settings: Ppo, experience: Experience) -> tuple[Tensor, Tensor, dict[str, float]]:
         rows = torch.arange(len(self.rollouts))
@@ -121,15 +124,31 @@ def test_trainer_and_sampler_agree_on_every_log_prob(chat: Chat, scene: Scene, t
 
     settings = recipe(temperature=temperature)
     itself = replace(scene, rollouts=rollouts, reference=scene.actor)
-    scores = torch.zeros(len(rollouts))
-    experience, metrics = ppo.look_back(settings, rollouts, scores, scene.critic, scene.actor, chat)
+    batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id)
+    experience, metrics = ppo.look_back(settings, batch, torch.zeros(len(rollouts)), itself.learner(settings))
     for name in ("objective/kl", "objective/kl_k1", "objective/kl_k3", "objective/non_score_reward"):
         assert metrics[name] == pytest.approx(0.0, abs=1e-4)
     _, _, metrics = itself.loss(settings, experience)
-    assert metrics["drift/max"] < 1e-5
     assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["policy/clipfrac_avg"] == 0.0
+
+
+def test_in_bf16_the_trainer_s_own_numbers_make_the_first_ratio_one(scene: Scene) -> None:
+    """Sampler and trainer round differently, so what was sampled is read again; results stay near fp32's."""
+    settings = recipe(compute=Compute(precision="bf16", threads=1))
+    learner, scores = scene.learner(settings), torch.tensor(SCORES)
+    batch = RolloutBatch.of(scene.rollouts, scene.chat.tokenizer.pad_id)
+    batch, agreement = online.checked(batch, scene.actor, 0.7, learner.context, 1e-4)
+    assert agreement["sampling/recomputed"] == 1.0
+    assert agreement["sampling/sampling_logp_difference/max"] > 1e-3
+    experience, looked = ppo.look_back(settings, batch, scores, learner)
+    assert experience.advantages.dtype == experience.old_values.dtype == torch.float32
+    metrics = ppo.ppo_loss(settings, experience, torch.arange(6), learner)[2]
+    assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-3)
+    exact = scene.look_back(recipe())[1]
+    assert looked["objective/kl"] == pytest.approx(exact["objective/kl"], rel=0.05)
+    assert looked["explained_variance"] == pytest.approx(exact["explained_variance"], rel=0.1)
 
 
 def own(rollout: Rollout, values: Tensor) -> list[float]:
@@ -175,9 +194,11 @@ def test_the_leash_is_the_sum_of_the_log_ratios(scene: Scene) -> None:
     assert metrics["objective/kl_k3"] == pytest.approx(k3, rel=1e-3)
     surprise = [-sum(r.completion.logprobs) for r in scene.rollouts]
     assert metrics["objective/entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
-    assert metrics["val/num_eos_tokens"] == 4
-    assert metrics["completions/clipped_ratio"] == pytest.approx(2 / 6)
-    assert metrics["completions/mean_length"] == pytest.approx(21 / 6)
+    answers = online.of_answers(scene.rollouts)
+    assert answers["num_tokens"] == 21
+    assert answers["completions/clipped_ratio"] == pytest.approx(2 / 6)
+    assert answers["completions/mean_length"] == pytest.approx(21 / 6)
+    assert (answers["completions/min_length"], answers["completions/max_length"]) == (1, 6)
 
 
 def test_advantages_and_returns_by_hand(scene: Scene) -> None:
@@ -193,8 +214,6 @@ def test_advantages_and_returns_by_hand(scene: Scene) -> None:
         assert experience.advantages[row][where].tolist() == pytest.approx(white, abs=1e-4)
         assert experience.returns[row][where].tolist() == pytest.approx(want["returns"], abs=1e-4)
         assert experience.old_values[row][where].tolist() == pytest.approx(want["values"], abs=1e-4)
-        reference = own(one, tiny.logprobs_of(scene.reference, one.tokens, 0.7))
-        assert experience.reference_logprobs[row][where].tolist() == pytest.approx(reference, abs=1e-4)
     for tensor in (experience.advantages, experience.returns, experience.old_values):
         assert (tensor[~experience.batch.mask] == 0).all()
     values, returns = (np.array([x for row in table for x in row[name]]) for name in ("values", "returns"))
@@ -349,8 +368,6 @@ def test_every_pass_goes_once_over_all_rollouts(scene: Scene, monkeypatch: pytes
     assert passes[0] != passes[1]
     assert metrics["policy/stopped_early"] == 0.0
     assert "loss/ptx_avg" not in metrics
-    assert not any(name.startswith("drift/") for name in metrics)
-    assert metrics["sampling/sampling_logp_difference/max"] < 1e-5  # of the first minibatch alone
 
 
 def test_target_kl_ends_the_passes_before_another_step(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,11 +483,11 @@ def test_scores_are_clipped_and_only_a_cut_off_answer_pays(scene: Scene) -> None
     # finish reasons: stop, length, stop, stop, length, stop
     judge: Any = Judge(5.0, 5.0, -5.0, 0.5, -5.0, 2.0)
     clipped = recipe(score_clip=2.0, missing_eos_penalty=1.5)
-    assert ppo.score(judge, scene.rollouts, clipped) == [2.0, 0.5, -2.0, 0.5, -3.5, 2.0]
+    assert online.score(judge, scene.rollouts, clipped) == [2.0, 0.5, -2.0, 0.5, -3.5, 2.0]
     free = recipe(missing_eos_penalty=1.0)
-    assert ppo.score(judge, scene.rollouts, free) == [5.0, 4.0, -5.0, 0.5, -6.0, 2.0]
+    assert online.score(judge, scene.rollouts, free) == [5.0, 4.0, -5.0, 0.5, -6.0, 2.0]
     none = recipe(missing_eos_penalty=0.0)
-    assert ppo.score(judge, scene.rollouts, none) == judge.scores
+    assert online.score(judge, scene.rollouts, none) == judge.scores
 
 
 # ------------------------------------------------------------------------------ the whole stage
@@ -529,20 +546,20 @@ def test_the_judge_and_the_reference_never_move_and_the_critic_starts_as_the_jud
     fast = Optimiser(learning_rate=0.01, schedule="constant", warmup=0)
     seen: dict[str, torch.nn.Module] = {}
     at_first: list[Tensor] = []
-    real_score, real_look_back = ppo.score, ppo.look_back
+    real_score, real_look_back = online.score, ppo.look_back
 
-    def score(judge: RewardModel, *rest: Any) -> list[float]:
-        seen["judge"] = judge.model
+    def score(judge: Combined, *rest: Any) -> list[float]:
+        opinion: Any = judge.part("reward_model").opinion
+        seen["judge"] = opinion.model
         return real_score(judge, *rest)
 
-    def look_back(
-        recipe: Ppo, rollouts: Any, scores: Tensor, critic: ScalarModel, reference: Llama, chat: Chat
-    ) -> Any:
-        at_first.append(tiny.weights(critic))
-        seen.update(critic=critic, reference=reference)
-        return real_look_back(recipe, rollouts, scores, critic, reference, chat)
+    def look_back(recipe: Ppo, batch: RolloutBatch, scores: Tensor, learner: Learner) -> Any:
+        at_first.append(tiny.weights(learner.critic))
+        assert isinstance(learner.reference, Llama)
+        seen.update(critic=learner.critic, reference=learner.reference)
+        return real_look_back(recipe, batch, scores, learner)
 
-    monkeypatch.setattr(ppo, "score", score)
+    monkeypatch.setattr(online, "score", score)
     monkeypatch.setattr(ppo, "look_back", look_back)
     rows = run(place, model_dir, tmp_path / "out", steps=2, optimiser=fast, critic=fast)
     judge = tiny.weights(hub.load(place / "reward", "scalar"))
@@ -555,6 +572,8 @@ def test_the_judge_and_the_reference_never_move_and_the_critic_starts_as_the_jud
     assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
     assert abs(rows[1]["objective/kl"]) > 1e-3
     assert rows[0]["episode"] == 8
+    assert all(row["val/num_eos_tokens"] == 8 * (1 - row["completions/clipped_ratio"]) for row in rows)
+    assert all(row["eps"] == pytest.approx(8 / row["timing/step_total"]) for row in rows)
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-5 for row in rows)
 
 
@@ -569,7 +588,7 @@ def test_more_parts_of_the_reward_add_up_and_one_without_weight_changes_no_bit(
         (runs[name],) = run(place, model_dir, tmp_path / name, steps=1, rewards=rewards)
         weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
     assert weights["plain"] == weights["silent"] != weights["loud"]
-    assert not any(key.startswith("rewards/") for key in runs["plain"])
+    assert runs["plain"]["rewards/reward_model/mean"] == runs["loud"]["rewards/reward_model/mean"]
     assert runs["silent"]["objective/scores"] == runs["plain"]["objective/scores"]
     brevity = runs["loud"]["rewards/brevity/mean"]
     assert brevity < 0
@@ -595,12 +614,12 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(chat: Chat) -> None
     said: list[str] = []
     prompts = [Prompt(id=str(n), messages=tiny.user(" red" * n)) for n in range(1, 9)]
     # <|user|> ... <|end|> <|assistant|>: three tokens more than words
-    assert [p.id for p in ppo.fitting(prompts, chat, 8, said.append)] == ["1", "2", "3", "4", "5"]
+    assert [p.id for p in online.fitting(prompts, chat, 8, said.append)] == ["1", "2", "3", "4", "5"]
     assert said == ["left out 3 of 8 prompts longer than 8 tokens"]
-    assert ppo.fitting(prompts, chat, 11, said.append) == prompts
+    assert online.fitting(prompts, chat, 11, said.append) == prompts
     assert len(said) == 1
     with pytest.raises(UsageError, match="no prompt leaves room"):
-        ppo.fitting(prompts, chat, 3, said.append)
+        online.fitting(prompts, chat, 3, said.append)
 
 
 def share_of_high_ids(model: Llama, chat: Chat, vocab: int) -> float:
@@ -629,7 +648,7 @@ def test_it_learns_what_is_rewarded_and_nothing_where_reward_is_chance(
             return [float(x) for x in draw.normal(size=len(rollouts))]
         return [float(np.mean([t >= vocab // 2 for t in r.completion.tokens])) for r in rollouts]
 
-    monkeypatch.setattr(ppo, "score", rule)
+    monkeypatch.setattr(online, "score", rule)
     before = share_of_high_ids(hub.load(model_dir), chat, vocab)
     rates = Optimiser(learning_rate=0.01, schedule="constant", warmup=0, weight_decay=0.0)
     rows = run(

@@ -134,7 +134,7 @@ def train(policy: Path, prompts: Path, out: Path, **changed: Any) -> list[dict[s
     }
     prefer_online.run(PreferOnline(policy=policy, prompts=(prompts,), **{**usual, **changed}), out)
     rows = tiny.lines(out / "metrics.jsonl")
-    return [{n: v for n, v in row.items() if not n.startswith("timing/")} for row in rows]
+    return [{n: v for n, v in row.items() if not n.startswith(tiny.CLOCKS)} for row in rows]
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(
@@ -142,15 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 ) -> None:
     settings = {"steps": 5, "compute": {"threads": 1, "checkpoint_every": 2}}
     whole = train(talker_dir, prompts_file, tmp_path / "whole", **settings)
-    real, calls = prefer_online.improve, list[int]()
-
-    def dying(*args: Any) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 4:
-            raise MemoryError
-        return real(*args)
-
-    monkeypatch.setattr(prefer_online, "improve", dying)
+    tiny.break_off(monkeypatch, prefer_online, "improve", 4)
     with pytest.raises(MemoryError):
         train(talker_dir, prompts_file, tmp_path / "killed", **settings)
     assert train(talker_dir, prompts_file, tmp_path / "killed", **settings) == whole
@@ -164,6 +156,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reference": {"reference": "reference"},
     "reward": {"reward": "reward"},
     "rewards": {"rewards": [JAM, {"kind": "length", "weight": 0.5, "settings": {"most": 1}}]},
+    "lora": {"lora": {"rank": 2}},
     "seed": {"seed": 1},
     "steps": {"steps": 4},
     "prompts_per_step": {"prompts_per_step": 5},

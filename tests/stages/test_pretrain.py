@@ -154,15 +154,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
         train(corpus, tokenizer_dir, tmp_path / name, steps=5, compute=often)
 
     again("whole")
-    real, calls = pretrain.update.apply, list[int]()
-
-    def dying(*args: Any, **kwargs: Any) -> float:
-        calls.append(1)
-        if len(calls) == 4:
-            raise MemoryError
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(pretrain.update, "apply", dying)
+    tiny.break_off(monkeypatch, pretrain.update, "apply", 4)
     with pytest.raises(MemoryError):
         again("broken")
     monkeypatch.undo()

@@ -13,6 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from bloomery import lineage
 from bloomery.data.batches import TokenBatch, pack_documents
 from bloomery.errors import DataError
 from bloomery.lineage import digest_file
@@ -94,8 +95,8 @@ class Watch:
                 self.model = model
             return real_logprobs(model, batch)
 
-        def apply(*args: Any, loss: Tensor, batch: list[str], **rest: Any) -> float:
-            self.objectives.append(loss.item())
+        def apply(*args: Any, loss: float, batch: list[str], **rest: Any) -> float:
+            self.objectives.append(loss)
             self.gradients.append(tiny.held_gradient(self.model))
             self.names.append(batch)
             return real_apply(*args, loss=loss, batch=batch, **rest)
@@ -249,8 +250,8 @@ def test_conversations_of_two_files_that_share_their_names_are_all_trained_on(
     train(model_dir, files, tmp_path / "out", batch=4)
     assert sorted(watch.names[0]) == ["talk-0", "talk-0", "talk-1", "talk-1"]
     assert len({tuple(document) for document in tiny.documents_of(watch.batches[0])}) == 4
-    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
-    assert [entry["conversations"] for entry in lineage["data"]] == [2, 2]
+    data = lineage.read(tmp_path / "out").data
+    assert [entry["conversations"] for entry in data] == [2, 2]
 
 
 def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
@@ -263,15 +264,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
         train(model_dir, [file], tmp_path / name, batch=2, epochs=2, compute=often)
 
     again("whole")
-    real, calls = sft.update.apply, list[int]()
-
-    def dying(*args: Any, **kwargs: Any) -> float:
-        calls.append(1)
-        if len(calls) == 4:
-            raise MemoryError
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(sft.update, "apply", dying)
+    tiny.break_off(monkeypatch, sft.update, "apply", 4)
     with pytest.raises(MemoryError):
         again("broken")
     monkeypatch.undo()
@@ -279,6 +272,41 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
     for name in ("model.safetensors", "metrics.jsonl"):
         assert digest_file(tmp_path / "whole" / name) == digest_file(tmp_path / "broken" / name)
     assert json.loads((tmp_path / "broken" / "trainer_state.json").read_text())["resumed_at"] == [2]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_micro_batches_change_no_gradient(
+    chat: Chat, model_dir: Path, tmp_path: Path, watch: Watch, parts: int
+) -> None:
+    """Parts hold unlike numbers of counted tokens: a mean of means would differ."""
+    corpus = tiny.corpus(chat.tokenizer, tmp_path / "corpus")
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
+    settings = {"batch": 5, "corpus": corpus.path, "replay": {"coef": 0.25, "batch": 3, "length": 20}}
+    whole = train(model_dir, [file], tmp_path / "whole", **settings)[0]
+    cut = train(model_dir, [file], tmp_path / "parts", **settings, micro_batches=parts)[0]
+    assert len(watch.batches) == 1 + min(parts, 5)
+    torch.testing.assert_close(watch.gradients[0], watch.gradients[1], atol=1e-6, rtol=1e-5)
+    assert watch.objectives[0] == pytest.approx(watch.objectives[1], abs=1e-6)
+    assert cut == pytest.approx(whole, abs=1e-5)
+
+
+def test_authors_of_a_file_are_people_and_those_of_a_run_are_named_by_it(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    talks = [row | {"author": who} for row, who in zip(rows(TALKS), "abbac", strict=True)]
+    tiny.write_lines(tmp_path / "talks.jsonl", talks)
+    train(model_dir, [tmp_path / "talks.jsonl"], tmp_path / "out")
+    assert [(p.id, p.kind) for p in lineage.read(tmp_path / "out").people] == [
+        (who, "human") for who in "abc"
+    ]
+    made = lineage.read(tmp_path / "out").model_copy(
+        update={"people": (lineage.Person(id="b", kind="simulated"),), "inputs": ()}
+    )
+    (tmp_path / "made").mkdir()
+    lineage.write(tmp_path / "made", made)
+    tiny.write_lines(tmp_path / "made" / "talks.jsonl", talks)
+    train(model_dir, [tmp_path / "made" / "talks.jsonl"], tmp_path / "other")
+    assert [(p.id, p.kind) for p in lineage.read(tmp_path / "other").people] == [("b", "simulated")]
 
 
 def test_recomputing_changes_no_bit(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

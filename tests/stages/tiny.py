@@ -23,6 +23,8 @@ from bloomery.types import Annotator, Candidate, Document, Message, Policy, Rank
 
 COMPUTE = Compute(threads=1, checkpoint_every=0)
 TRAINING = Training(threads=1, checkpoint_every=0)
+CLOCKS = ("timing/", "rollout/tok_per_sec", "eps")
+"""Names of the metrics that measure time: no two runs agree on them."""
 WORDS = ("red", "blue", "green", "plum", "jam", "tea", "milk", "one", "two", "three", "what", "is", "best")
 
 
@@ -149,3 +151,16 @@ def ranking(
             **fields,
         }
     )
+
+
+def break_off(monkeypatch: Any, module: Any, name: str, call: int) -> None:
+    """Let a function of a module fail as if memory had run out, the `call`-th time it is called."""
+    real, calls = getattr(module, name), list[int]()
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise MemoryError
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, dying)

@@ -77,7 +77,7 @@ def test_saving_and_loading_keeps_everything(tokenizer: Tokenizer, saved: Path, 
 @given(typed)
 @settings(max_examples=100, deadline=None)
 def test_transformers_gives_the_same_ids(tokenizer: Tokenizer, hf: object, text: str) -> None:
-    """Typed control text is text: transformers reads it so when told `split_special_tokens`, else as control ids."""
+    """Typed control text is text: transformers must be told `split_special_tokens`."""
     assert hf(text, split_special_tokens=True)["input_ids"] == tokenizer.encode(text)  # type: ignore[operator]
     assert hf(text)["input_ids"] == tokenizer.encode_template(text)  # type: ignore[operator]
 

@@ -1,7 +1,7 @@
 """The oracle's table: what a model gets right, makes up, leaves open and refuses.
 
-Every question is answered twice, by sampling at temperature 1 and greedily. The rates shown first are those
-of the *sampled* answers, which are draws from the model as it is; a greedy answer is only its favourite one.
+Every question is answered twice: by sampling at temperature 1, which draws from the model as it is, and
+greedily, its favourite answer, which is what a person who chats with it mostly sees. Both are measured alike.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bloomery.errors import ArtifactError
+from bloomery.lineage import sync
 
 
 def file_tensors(directory: Path, name: str) -> Iterator[tuple[Path, str, Tensor]]:
@@ -82,12 +83,3 @@ class replacing:
 def write_json(path: Path, tree: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def sync(path: Path) -> None:
-    """Ask the disk to hold a file's bytes (or a directory's names) before we go on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

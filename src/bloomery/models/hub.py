@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from bloomery.errors import ArtifactError, UsageError
+from bloomery.lineage import sync
 from bloomery.models import lora, peft
 from bloomery.models.config import LlamaConfig
 from bloomery.models.families import Kind, families
-from bloomery.models.files import check_finite, file_tensors, read_json, replacing, sync, write_json
+from bloomery.models.files import check_finite, file_tensors, read_json, replacing, write_json
 from bloomery.models.llama import Llama, ScalarModel
 
 SHIFT = "bloomery_score_shift"

@@ -164,6 +164,10 @@ class Bare:
     def config(self) -> LlamaConfig:
         return self.model.config
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the model, with its adapters."""
+        return self.model.parameters()
+
     def __call__(self, tokens: Tensor, **how: Any) -> Tensor:
         """Hidden states [B, T, D] of the base; see `Trunk.forward`."""
         with without(self.model):

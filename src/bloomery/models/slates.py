@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bloomery.models.llama import Llama
+from bloomery.models.lora import Bare
 from bloomery.objectives.token import counted_logprobs
 
 Tokens = Sequence[int]
@@ -88,7 +89,7 @@ def read_slates(
 
 
 def answer_logprobs(
-    model: Llama, slates: Sequence[Sequence[Example]], pad_id: int, batch_tokens: int = 8192
+    model: Llama | Bare, slates: Sequence[Sequence[Example]], pad_id: int, batch_tokens: int = 8192
 ) -> tuple[Tensor, Tensor]:
     """The log-prob of each answer given its prompt, summed over the tokens that count, and their number.
 

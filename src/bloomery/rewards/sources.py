@@ -32,7 +32,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Generate
 
-__all__ = ["Source", "Tools", "combined", "rules", "sources"]
+__all__ = ["Source", "Tools", "combined", "reward_model", "rules", "sources"]
 
 
 class Source(Section):
@@ -81,7 +81,7 @@ def combined(listed: Sequence[Source], tools: Tools, first: Sequence[Part] = ())
 @sources.register("model")
 def model(tools: Tools, *, path: InputPath) -> Opinion:
     """A reward model's score at the last token of prompt and answer."""
-    return _reward_model(path, tools)
+    return reward_model(path, tools)
 
 
 @sources.register("ensemble")
@@ -94,11 +94,14 @@ def ensemble(
 ) -> Opinion:
     """Several reward models, pooled by their `mean`, `minimum` or `uncertainty` (see rewards.ensemble)."""
     pooled = pools.bind(pool, pool_settings or {})
-    return Ensemble([_reward_model(path, tools) for path in models], pooled)
+    return Ensemble([reward_model(path, tools) for path in models], pooled)
 
 
-def _reward_model(path: Path, tools: Tools) -> RewardModel:
-    """Raises `UsageError` for a model with another tokenizer: it would read other words than were written."""
+def reward_model(path: Path, tools: Tools) -> RewardModel:
+    """A reward model that reads what the policy writes.
+
+    Raises `UsageError` for a model with another tokenizer: it would read other words than were written.
+    """
     own, written = Tokenizer.load(path), tools.chat.tokenizer
     if own.digest != written.digest:
         raise UsageError(

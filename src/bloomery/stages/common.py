@@ -25,6 +25,8 @@ from bloomery.seeds import derive
 from bloomery.train import optim, precision, schedule
 
 T = TypeVar("T")
+Context = Callable[[], AbstractContextManager[object]]
+"""How forward passes are run: in fp32, or under autocast."""
 
 
 class Optimiser(Section):
@@ -74,7 +76,7 @@ class Compute(Section):
     checkpoint_every: int = Field(200, ge=0)
     """Steps between checkpoints; 0 writes one only when asked to stop."""
 
-    def setup(self) -> tuple[Callable[[], AbstractContextManager[object]], torch.device]:
+    def setup(self) -> tuple[Context, torch.device]:
         """Prepare this process; returns the context for forward passes, and the device."""
         return precision.setup(self.precision, self.threads), precision.device()
 

@@ -6,10 +6,8 @@ token losses are averaged are three choices by name (`objectives/group.py`, `obj
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bloomery.data.loader import batch_indices
-from bloomery.data.sources import OnBadRow, read_prompts
 from bloomery.errors import UsageError
-from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
@@ -36,52 +31,26 @@ from bloomery.objectives.policy import (
     policy_losses,
 )
 from bloomery.objectives.token import aggregate, masked_mean
-from bloomery.recipe import InputPath, Section
-from bloomery.rewards.model import RewardModel
-from bloomery.rewards.parts import Combined, Part
-from bloomery.rewards.sources import Source, Tools, combined
+from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces, pieces
-from bloomery.rollout.sample import ask
-from bloomery.seeds import derive, stream
-from bloomery.stages.common import Compute, Lora, Optimiser, read_all, tune
-from bloomery.stages.online import average, fitting, gold_grades, reader, score
+from bloomery.seeds import stream
+from bloomery.stages.common import Context, tune
+from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, reader
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Rollout
-
-CHECKED_ROWS = 8
-"""Answers of a step whose log-probs are computed again, to see that sampler and trainer agree."""
 
 
-class Grpo(Section):
+class Grpo(Online):
     """Improve a policy without a critic: each answer to a prompt is measured against others to it."""
 
-    policy: InputPath
-    """Where to start: the SFT model, or the last round's policy."""
     reference: InputPath | None = None
     """The frozen model that divergence is measured from; the starting policy when not given. Not loaded when
     `kl_coef` is 0."""
-    reward: InputPath | None = None
-    """The frozen reward model."""
-    rewards: tuple[Source, ...] = ()
-    """Further parts of the reward, or others instead of the reward model."""
-    prompts: tuple[InputPath, ...]
-    world: InputPath | None = None
-    """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
-    on_bad_row: OnBadRow = "error"
-    """Stop at a row that cannot be read, or skip and count it."""
-    lora: Lora | None = None
-    """The policy learns by adapters. Read without them it is the reference, if that is where it started: no
-    second copy in memory."""
-    seed: int = 0
-    steps: int = Field(40, ge=1)
     prompts_per_step: int = Field(16, ge=1)
     samples: int = Field(8, ge=1)
     """Answers to each prompt: its group."""
-    max_tokens: int = Field(32, ge=1)
-    temperature: float = Field(1.0, gt=0)
     advantage: str = "grpo"
     """How rewards become advantages: grpo, dr_grpo, rloo, reinforce++ or reinforce++_baseline."""
     advantage_settings: dict[str, float] = Field({})
@@ -101,20 +70,10 @@ class Grpo(Section):
     """k1, k2 or k3; k3 in the loss and k1 in the reward when not given."""
     kl_target: float | None = Field(None, gt=0)
     """Divergence of an answer, in nats, that `kl_coef` is steered towards from step to step."""
-    epochs: int = Field(1, ge=1)
-    """Passes over each step's rollouts."""
-    minibatches: int = Field(2, ge=1)
-    """Optimizer steps of a pass."""
     target_kl: float | None = Field(0.05, gt=0)
     """Stop a step's passes when the policy has moved this far (nats a token) from where it sampled."""
-    missing_eos_penalty: float = Field(1.0, ge=0)
-    """Taken from the score of an answer that did not end."""
-    score_clip: float | None = Field(None, gt=0)
-    """Scores are clipped to plus or minus this."""
     sampler_tolerance: float = Field(1e-4, ge=0)
     """Where sampler and trainer differ by more than this in a token's log-prob, the trainer's are used."""
-    optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
-    compute: Compute = Compute()
 
     @property
     def divergence(self) -> Callable[[Tensor], Tensor]:
@@ -129,8 +88,6 @@ class Grpo(Section):
         advantage_estimators.bind(self.advantage, self.advantage_settings)(one, one.bool())
         if self.kl_estimator is not None:
             kl_estimators[self.kl_estimator]
-        if self.reward is None and not self.rewards:
-            raise UsageError("there is no reward", do="give `reward`, or list `rewards`")
         if self.kl_target is not None and self.kl_coef == 0:
             raise UsageError("kl_target steers kl_coef by factors", got="kl_coef=0", expected="above 0")
         return self
@@ -144,7 +101,7 @@ class Learner:
     reference: Llama | Bare | None
     optimizer: torch.optim.Optimizer
     guard: update.Guard
-    context: Callable[[], AbstractContextManager[object]]
+    context: Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,77 +120,35 @@ def run(recipe: Grpo, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        reference = reference_of(recipe, actor)
-        judge = judge_of(recipe, Tools(chat, device))
-        prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, run.line)
-        prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, run.line)
+        sampler = Sampler(recipe, actor, chat, run.line)
+        reference = frozen(recipe.reference or recipe.policy, recipe, actor) if recipe.kl_coef > 0 else None
         for line in without_effect(recipe):
             run.line(line)
         optimizer = recipe.optimiser.adamw(actor)
         run.track(actor=learning, optimizer=optimizer)
         run.state.setdefault("kl_coef", recipe.kl_coef)
         learner = Learner(actor, reference, optimizer, run.guard, context)
-        gold = gold_grades(recipe.world)
-        engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
         for step in run.steps(recipe.steps):
-            clock = time.perf_counter()
-            chosen = batch_indices(len(prompts), recipe.prompts_per_step, seed=recipe.seed, step=step)
-            rollouts = ask(
-                engine,
-                chat,
-                [prompts[i] for i in chosen for _ in range(recipe.samples)],
-                max_tokens=recipe.max_tokens,
-                temperature=recipe.temperature,
-                seed=derive(recipe.seed, "rollout", step),
-            )
-            sampled = time.perf_counter()
-            scores = torch.tensor(score(judge, rollouts, recipe), device=device)
+            laps = Laps()
+            rollouts = sampler.ask(step, recipe.samples)
+            laps.end("generation")
+            scores, metrics = sampler.score(rollouts)
             batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id, device)
-            batch, metrics = checked(recipe, batch, learner)
-            experience, looked = look_back(recipe, batch, scores, learner, run.state["kl_coef"])
-            metrics |= looked | judge.metrics | of_answers(rollouts) | gold(rollouts)
-            scored = time.perf_counter()
+            batch, agreement = checked(batch, actor, recipe.temperature, context, recipe.sampler_tolerance)
+            given = torch.tensor(scores, device=device)
+            experience, looked = look_back(recipe, batch, given, learner, run.state["kl_coef"])
+            laps.end("scoring")
             lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
-            metrics |= improve(recipe, step, experience, learner)
+            metrics |= agreement | looked | improve(recipe, step, experience, learner)
+            laps.end("training")
             if recipe.kl_target is not None:
                 run.state["kl_coef"] = adapted_kl_coef(
                     experience.kl_coef, metrics["objective/kl"], recipe.kl_target
                 )
-            done = time.perf_counter()
-            metrics |= {
-                "episode": (step + 1) * len(rollouts),
-                "learning_rate": lr,
-                "num_tokens": float(batch.mask.sum()),
-                "timing/generation": sampled - clock,
-                "timing/scoring": scored - sampled,
-                "timing/training": done - scored,
-                "timing/step_total": done - clock,
-                "step_time": done - clock,
-                "rollout/tok_per_sec": float(batch.mask.sum()) / (sampled - clock),
-            }
-            run.log(step, metrics)
+            metrics |= {"episode": float((step + 1) * len(rollouts)), "learning_rate": lr}
+            run.log(step, metrics | laps.rates(rollouts))
         hub.save(actor, out, tokenizer_dir=recipe.policy)
         run.finish(data=[{"source": str(path)} for path in recipe.prompts])
-
-
-def judge_of(recipe: Grpo, tools: Tools) -> Combined:
-    """The reward: the reward model, if there is one, and whatever else the recipe lists."""
-    parts = list[Part]()
-    if recipe.reward is not None:
-        model = hub.load(recipe.reward, "scalar").to(tools.device)
-        parts.append(Part("reward_model", RewardModel(model, tools.chat.tokenizer.pad_id)))
-    return combined(recipe.rewards, tools, parts)
-
-
-def reference_of(recipe: Grpo, actor: Llama) -> Llama | Bare | None:
-    """The frozen reference; none where divergence costs nothing. A policy that learns by adapters is its own
-    without them."""
-    origin = recipe.reference or recipe.policy
-    if recipe.kl_coef == 0:
-        return None
-    if recipe.lora is not None and origin.resolve() == recipe.policy.resolve():
-        return Bare(actor)
-    return hub.load(origin).to(next(actor.parameters()).device).requires_grad_(False)
 
 
 def without_effect(recipe: Grpo) -> list[str]:
@@ -246,26 +161,6 @@ def without_effect(recipe: Grpo) -> list[str]:
             "k1 in the loss is no leash, its gradient averages to zero: use k2 or k3, or kl_in=reward"
         )
     return said
-
-
-@torch.no_grad()
-def checked(recipe: Grpo, batch: RolloutBatch, learner: Learner) -> tuple[RolloutBatch, dict[str, float]]:
-    """The batch with log-probs that the trainer can be held against: the sampler's where both agree on some
-    rows, else the trainer's own."""
-    read = reader(learner.actor, recipe.temperature, entropy=False)
-    rows = torch.arange(0, len(batch.tokens), -(-len(batch.tokens) // CHECKED_ROWS))
-    mask = batch.mask[rows]
-    with learner.context():
-        (found, _) = in_pieces(read, batch.tokens[rows], mask)
-        gap = (found - batch.old_logprobs[rows])[mask].abs()
-        agree = bool(gap.max() <= recipe.sampler_tolerance)
-        if not agree:
-            batch = replace(batch, old_logprobs=in_pieces(read, batch.tokens, batch.mask)[0])
-    return batch, {
-        "sampling/sampling_logp_difference/mean": float(gap.mean()),
-        "sampling/sampling_logp_difference/max": float(gap.max()),
-        "sampling/recomputed": float(not agree),
-    }
 
 
 @torch.no_grad()
@@ -301,18 +196,6 @@ def look_back(
             "objective/kl_coef": kl_coef,
         }
     return Experience(batch, reference, advantages, kl_coef), metrics
-
-
-def of_answers(rollouts: list[Rollout]) -> dict[str, float]:
-    """How long the answers are, and how many were cut off."""
-    lengths = [len(r.completion.tokens) for r in rollouts]
-    cut_off = sum(r.completion.finish_reason == "length" for r in rollouts)
-    return {
-        "completions/mean_length": sum(lengths) / len(lengths),
-        "completions/min_length": float(min(lengths)),
-        "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": cut_off / len(lengths),
-    }
 
 
 def improve(recipe: Grpo, step: int, experience: Experience, learner: Learner) -> dict[str, float]:

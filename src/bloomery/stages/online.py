@@ -1,31 +1,135 @@
-"""What the stages that learn from their own answers share: which prompts they can ask, what an answer scores,
-and how a model reads rollouts."""
+"""What the stages that learn from their own answers share: what they are told, how they ask and score, and
+how models read what was said."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from bloomery.data.loader import batch_indices
+from bloomery.data.sources import OnBadRow, read_prompts
 from bloomery.errors import UsageError
+from bloomery.infer.engine import Engine
+from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
 from bloomery.objectives.token import counted_logprobs
+from bloomery.recipe import InputPath, Section
+from bloomery.rewards.parts import Part
+from bloomery.rewards.sources import Source, Tools, combined, reward_model
+from bloomery.rollout.batch import RolloutBatch, in_pieces
+from bloomery.rollout.sample import ask
+from bloomery.seeds import derive
+from bloomery.stages.common import Compute, Context, Lora, Optimiser, read_all
 from bloomery.text.chat import Chat
 from bloomery.types import Prompt, Reward, Rollout
 from bloomery.world import Oracle, read_questions, read_world
 
+CHECKED_ROWS = 8
+"""Answers of a step whose log-probs are computed again, to see that sampler and trainer agree."""
 
-class Scoring(Protocol):
-    """The settings of a recipe that say what becomes of a reward."""
 
-    @property
-    def score_clip(self) -> float | None: ...
-    @property
-    def missing_eos_penalty(self) -> float: ...
+class Online(Section):
+    """What every stage that learns from its own answers is told."""
+
+    policy: InputPath
+    """Where to start: the SFT model, or the last round's policy."""
+    reward: InputPath | None = None
+    """The frozen reward model."""
+    rewards: tuple[Source, ...] = ()
+    """Further parts of the reward, or others instead of the reward model; each is logged."""
+    prompts: tuple[InputPath, ...]
+    world: InputPath | None = None
+    """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a row that cannot be read, or skip and count it."""
+    lora: Lora | None = None
+    """The policy learns by adapters. Read without them it is the reference, if that is where it started: no
+    second copy in memory."""
+    seed: int = 0
+    steps: int = Field(40, ge=1)
+    prompts_per_step: int = Field(32, ge=1)
+    max_tokens: int = Field(32, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    epochs: int = Field(1, ge=1)
+    """Passes over each step's answers."""
+    minibatches: int = Field(2, ge=1)
+    """Optimizer steps of a pass."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Taken from the score of an answer that did not end."""
+    score_clip: float | None = Field(None, gt=0)
+    """Scores are clipped to plus or minus this."""
+    optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _rewarded(self) -> Online:
+        if self.reward is None and not self.rewards:
+            raise UsageError("there is no reward", do="give `reward`, or list `rewards`")
+        return self
+
+
+class Sampler:
+    """Asks the policy as it stands, and scores what it says."""
+
+    def __init__(self, recipe: Online, actor: Llama, chat: Chat, say: Callable[[str], None]) -> None:
+        tools = Tools(chat, next(actor.parameters()).device)
+        parts = []
+        if recipe.reward is not None:
+            parts.append(Part("reward_model", reward_model(recipe.reward, tools)))
+        self.judge = combined(recipe.rewards, tools, parts)
+        prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, say)
+        self.prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, say)
+        self.gold = gold_grades(recipe.world)
+        self.engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
+        self.recipe, self.chat = recipe, chat
+
+    def ask(self, step: int, samples: int = 1) -> list[Rollout]:
+        """`samples` answers to each of a step's prompts, next to each other."""
+        recipe = self.recipe
+        chosen = batch_indices(len(self.prompts), recipe.prompts_per_step, seed=recipe.seed, step=step)
+        return ask(
+            self.engine,
+            self.chat,
+            [self.prompts[i] for i in chosen for _ in range(samples)],
+            max_tokens=recipe.max_tokens,
+            temperature=recipe.temperature,
+            seed=derive(recipe.seed, "rollout", step),
+        )
+
+    def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], dict[str, float]]:
+        """What each answer is worth, and what is logged of the answers and of each part of the reward."""
+        scores = score(self.judge, rollouts, self.recipe)
+        return scores, self.judge.metrics | of_answers(rollouts) | self.gold(rollouts)
+
+
+class Laps:
+    """Seconds that the parts of a step took, from when this was made."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def end(self, part: str) -> None:
+        """A part is done; the next begins."""
+        now = time.perf_counter()
+        self.seconds |= {f"timing/{part}": now - self.last, "timing/step_total": now - self.start}
+        self.last = now
+
+    def rates(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """The seconds, with answers a second of the step and tokens a second of its `generation`."""
+        tokens = sum(len(r.completion.tokens) for r in rollouts)
+        return self.seconds | {
+            "eps": len(rollouts) / self.seconds["timing/step_total"],
+            "rollout/tok_per_sec": tokens / self.seconds["timing/generation"],
+        }
 
 
 def fitting(prompts: list[Prompt], chat: Chat, limit: int, say: Callable[[str], None]) -> list[Prompt]:
@@ -38,20 +142,20 @@ def fitting(prompts: list[Prompt], chat: Chat, limit: int, say: Callable[[str], 
     return fit
 
 
-def gold_grades(world: Path | None) -> Callable[[list[Rollout]], dict[str, float]]:
+def gold_grades(world: Path | None) -> Callable[[Sequence[Rollout]], dict[str, float]]:
     """What a world's oracle says of a step's answers: for people to see; no stage learns of it."""
     if world is None:
         return lambda rollouts: {}
     oracle, asked = Oracle(read_world(world)), {q.id: q for q in read_questions(world)}
 
-    def grades(rollouts: list[Rollout]) -> dict[str, float]:
+    def grades(rollouts: Sequence[Rollout]) -> dict[str, float]:
         found = [oracle.judge(asked[r.prompt.id], r.text) for r in rollouts if r.prompt.id in asked]
         return {"gold/graded_reward": float(np.mean([verdict.reward for verdict in found]))} if found else {}
 
     return grades
 
 
-def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Scoring) -> list[float]:
+def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Online) -> list[float]:
     """What the reward says, clipped, less the penalty of an answer that was cut off."""
     found = judge(rollouts)
     limit = recipe.score_clip or float("inf")
@@ -59,6 +163,27 @@ def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Scoring) -> list[f
         min(max(s, -limit), limit) - recipe.missing_eos_penalty * (r.completion.finish_reason == "length")
         for s, r in zip(found, rollouts, strict=True)
     ]
+
+
+def of_answers(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """How long the answers are, and how many were cut off."""
+    lengths = [len(r.completion.tokens) for r in rollouts]
+    cut_off = sum(r.completion.finish_reason == "length" for r in rollouts)
+    return {
+        "num_tokens": float(sum(lengths)),
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": cut_off / len(lengths),
+    }
+
+
+def frozen(origin: Path, recipe: Online, actor: Llama) -> Llama | Bare:
+    """The reference read from `origin`. A policy that learns by adapters and started there is its own without
+    them: no second copy in memory."""
+    if recipe.lora is not None and origin.resolve() == recipe.policy.resolve():
+        return Bare(actor)
+    return hub.load(origin).to(next(actor.parameters()).device).requires_grad_(False)
 
 
 def reader(
@@ -70,7 +195,29 @@ def reader(
     )
 
 
+@torch.no_grad()
+def checked(
+    batch: RolloutBatch, actor: Llama, temperature: float, context: Context, tolerance: float
+) -> tuple[RolloutBatch, dict[str, float]]:
+    """The batch with log-probs that the trainer can be held against: the sampler's where both agree within
+    `tolerance` on some rows, else the trainer's own."""
+    read = reader(actor, temperature, entropy=False)
+    rows = torch.arange(0, len(batch.tokens), -(-len(batch.tokens) // CHECKED_ROWS))
+    mask = batch.mask[rows]
+    with context():
+        (found, _) = in_pieces(read, batch.tokens[rows], mask)
+        gap = (found - batch.old_logprobs[rows])[mask].abs()
+        agree = bool(gap.max() <= tolerance)
+        if not agree:
+            batch = replace(batch, old_logprobs=in_pieces(read, batch.tokens, batch.mask)[0])
+    return batch, {
+        "sampling/sampling_logp_difference/mean": float(gap.mean()),
+        "sampling/sampling_logp_difference/max": float(gap.max()),
+        "sampling/recomputed": float(not agree),
+    }
+
+
 def average(seen: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each metric over the minibatches that logged it, less what only serves the checks."""
-    names = dict.fromkeys(name for metrics in seen for name in metrics if not name.startswith("drift/"))
+    """The mean of each metric over the minibatches that logged it."""
+    names = dict.fromkeys(name for metrics in seen for name in metrics)
     return {name: float(np.mean([m[name] for m in seen if name in m])) for name in names}

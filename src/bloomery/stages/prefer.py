@@ -22,7 +22,7 @@ from bloomery.errors import DataError, UsageError
 from bloomery.feedback.pairs import Pair, rankings_to_pairs
 from bloomery.models import hub
 from bloomery.models.llama import Llama
-from bloomery.models.lora import without
+from bloomery.models.lora import Bare
 from bloomery.models.slates import Example, answer_logprobs
 from bloomery.objectives import preference
 from bloomery.objectives.preference import Loss, Pairs
@@ -200,13 +200,13 @@ def read_reference(
             run.line(f"'{recipe.loss}' does not read a reference: {recipe.reference} has no effect")
         return lambda some: torch.zeros(sum(len(s.answers) for s in some), device=device)
     if "reference" not in run.state:
-        frozen = model
+        frozen: Llama | Bare = Bare(model)
         if recipe.lora is None or recipe.reference is not None:
             frozen = hub.load(recipe.reference or recipe.model).to(device).requires_grad_(False)
 
         @torch.no_grad()
         def read(some: Sequence[Slate]) -> Tensor:
-            with autocast(), without(frozen):
+            with autocast():
                 return answer_logprobs(frozen, [s.answers for s in some], pad_id)[0]
 
         if not recipe.precompute:

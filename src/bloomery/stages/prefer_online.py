@@ -6,9 +6,7 @@ policy as it stands (Guo et al. 2024, arXiv 2402.04792: the reward takes the pla
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +15,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bloomery.data.loader import batch_indices
-from bloomery.data.sources import OnBadRow, read_prompts
-from bloomery.errors import UsageError
-from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama
+from bloomery.models.lora import Bare
 from bloomery.models.slates import Example, answer_logprobs
 from bloomery.objectives import preference
 from bloomery.objectives.preference import Loss
-from bloomery.recipe import InputPath, Section
-from bloomery.rewards.model import RewardModel
-from bloomery.rewards.parts import Part
-from bloomery.rewards.sources import Source, Tools, combined
-from bloomery.rollout.sample import ask
-from bloomery.seeds import derive, stream
-from bloomery.stages.common import Compute, Optimiser, read_all
-from bloomery.stages.online import average, fitting, gold_grades, score
+from bloomery.recipe import InputPath
+from bloomery.seeds import stream
+from bloomery.stages.common import Context, tune
+from bloomery.stages.online import Laps, Online, Sampler, average, frozen
 from bloomery.stages.prefer import Slate, compare, loss_of
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -42,50 +33,22 @@ from bloomery.train.run import Run
 from bloomery.types import Rollout, ranked_pairs
 
 
-class PreferOnline(Section):
+class PreferOnline(Online):
     """Train a policy on its own answers, ranked by a reward: online DPO and its family."""
 
-    policy: InputPath
-    """Where to start: the SFT model, or the last round's policy."""
     reference: InputPath | None = None
     """The frozen model that the policy is compared with; the one it starts from when not given."""
-    reward: InputPath | None = None
-    """The frozen reward model."""
-    rewards: tuple[Source, ...] = ()
-    """Further parts of the reward, or others instead of the reward model."""
-    prompts: tuple[InputPath, ...]
-    world: InputPath | None = None
-    """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
-    on_bad_row: OnBadRow = "error"
-    """Stop at a row that cannot be read, or skip and count it."""
-    seed: int = 0
-    steps: int = Field(40, ge=1)
-    prompts_per_step: int = Field(32, ge=1)
     samples: int = Field(2, ge=2)
     """Answers to each prompt; all their pairs count but those that score the same."""
-    max_tokens: int = Field(32, ge=1)
-    temperature: float = Field(1.0, gt=0)
     loss: str = "dpo"
     """dpo, robust, ipo, hinge, kto, orpo or simpo."""
     loss_settings: dict[str, Any] = Field({})
     """Keyword arguments of the loss, such as beta; its own defaults where not given."""
-    epochs: int = Field(1, ge=1)
-    """Passes over each step's answers."""
-    minibatches: int = Field(2, ge=1)
-    """Optimizer steps of a pass."""
-    missing_eos_penalty: float = Field(1.0, ge=0)
-    """Taken from the score of an answer that did not end."""
-    score_clip: float | None = Field(None, gt=0)
-    """Scores are clipped to plus or minus this."""
-    optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
-    compute: Compute = Compute()
 
     @model_validator(mode="after")
     def _usable(self) -> PreferOnline:
         """The loss and its settings are tried before anything is loaded."""
         preference.losses.bind(self.loss, self.loss_settings)
-        if self.reward is None and not self.rewards:
-            raise UsageError("there is no reward", do="give `reward`, or list `rewards`")
         return self
 
 
@@ -94,11 +57,11 @@ class Learner:
     """The policy with its optimizer, the frozen reference if the loss reads one, and how forwards are run."""
 
     actor: Llama
-    frozen: Llama | None
+    reference: Llama | Bare | None
     loss: Loss
     optimizer: torch.optim.Optimizer
     guard: update.Guard
-    context: Callable[[], AbstractContextManager[object]]
+    context: Context
     pad_id: int
 
 
@@ -108,51 +71,29 @@ def run(recipe: PreferOnline, out: Path) -> None:
     every = recipe.compute.checkpoint_every
     with Run(out, stage="prefer_online", recipe=recipe, checkpoint_every=every) as run:
         chat = Chat(Tokenizer.load(recipe.policy))
-        pad_id = chat.tokenizer.pad_id
         actor = hub.load(recipe.policy).to(device)
-        frozen = None
+        learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
+        sampler = Sampler(recipe, actor, chat, run.line)
+        reference = None
         if preference.needs_reference(loss):
-            frozen = hub.load(recipe.reference or recipe.policy).to(device).requires_grad_(False)
+            reference = frozen(recipe.reference or recipe.policy, recipe, actor)
         elif recipe.reference is not None:
             run.line(f"'{recipe.loss}' does not read a reference: {recipe.reference} has no effect")
-        parts = list[Part]()
-        if recipe.reward is not None:
-            judge = RewardModel(hub.load(recipe.reward, "scalar").to(device), pad_id)
-            parts.append(Part("reward_model", judge))
-        reward = combined(recipe.rewards, Tools(chat, device), parts)
-        prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, run.line)
-        prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, run.line)
         optimizer = recipe.optimiser.adamw(actor)
-        run.track(actor=actor, optimizer=optimizer)
-        learner = Learner(actor, frozen, loss, optimizer, run.guard, context, pad_id)
-        gold = gold_grades(recipe.world)
-        engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=pad_id)
+        run.track(actor=learning, optimizer=optimizer)
+        learner = Learner(actor, reference, loss, optimizer, run.guard, context, chat.tokenizer.pad_id)
         for step in run.steps(recipe.steps):
-            clock = time.perf_counter()
-            chosen = batch_indices(len(prompts), recipe.prompts_per_step, seed=recipe.seed, step=step)
-            rollouts = ask(
-                engine,
-                chat,
-                [prompts[i] for i in chosen for _ in range(recipe.samples)],
-                max_tokens=recipe.max_tokens,
-                temperature=recipe.temperature,
-                seed=derive(recipe.seed, "rollout", step),
-            )
-            sampled = time.perf_counter()
-            slates, metrics = to_slates(rollouts, score(reward, rollouts, recipe), recipe.samples)
-            metrics |= reward.metrics | gold(rollouts)
-            scored = time.perf_counter()
-            metrics["learning_rate"] = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
-            metrics |= improve(recipe, step, slates, learner)
-            done = time.perf_counter()
-            metrics |= {
-                "episode": float((step + 1) * len(rollouts)),
-                "timing/generation": sampled - clock,
-                "timing/scoring": scored - sampled,
-                "timing/training": done - scored,
-                "timing/step_total": done - clock,
-            }
-            run.log(step, metrics)
+            laps = Laps()
+            rollouts = sampler.ask(step, recipe.samples)
+            laps.end("generation")
+            scores, metrics = sampler.score(rollouts)
+            slates, found = to_slates(rollouts, scores, recipe.samples)
+            laps.end("scoring")
+            lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
+            metrics |= found | improve(recipe, step, slates, learner)
+            laps.end("training")
+            metrics |= {"episode": float((step + 1) * len(rollouts)), "learning_rate": lr}
+            run.log(step, metrics | laps.rates(rollouts))
         hub.save(actor, out, tokenizer_dir=recipe.policy)
         run.finish(data=[{"source": str(path)} for path in recipe.prompts])
 
@@ -173,12 +114,11 @@ def to_slates(
         if pairs:
             answers = tuple(example(r) for r in rollouts[start : start + samples])
             slates.append(Slate(str(start), answers, tuple((*p, 1 / len(pairs)) for p in pairs), stray=0))
-    lengths, found = [len(r.completion.tokens) for r in rollouts], torch.tensor(scores)
+    found = torch.tensor(scores)
     return slates, {
         "reward": float(found.mean()),
         "reward_std": float(found.std(unbiased=False)),
         "frac_reward_zero_std": 1 - len(slates) * samples / len(rollouts),
-        "completions/mean_length": sum(lengths) / len(lengths),
     }
 
 
@@ -222,7 +162,7 @@ def read_reference(slates: Sequence[Slate], learner: Learner) -> dict[str, Tenso
     """The reference's log-probs of each slate's answers, read once for all passes; zeros without one."""
     sizes = [len(s.answers) for s in slates]
     logps = torch.zeros(sum(sizes), device=next(learner.actor.parameters()).device)
-    if learner.frozen is not None:
+    if learner.reference is not None:
         with learner.context():
-            logps = answer_logprobs(learner.frozen, [s.answers for s in slates], learner.pad_id)[0]
+            logps = answer_logprobs(learner.reference, [s.answers for s in slates], learner.pad_id)[0]
     return {s.id: part for s, part in zip(slates, logps.split(sizes), strict=True)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,13 +15,15 @@ from bloomery.data.sources import OnBadRow, read_conversations
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
-from bloomery.objectives.token import aggregate, counted_logprobs, masked_mean
+from bloomery.objectives.token import aggregate, counted_logprobs
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Lora, Optimiser, Replay, Training, is_held_out, read_all, tune
+from bloomery.stages.common import Context, Lora, Optimiser, Replay, Training, is_held_out, read_all, tune
+from bloomery.stages.people import writers
 from bloomery.text.chat import Chat, Rendered, require_trained
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
+from bloomery.types import Conversation
 
 
 class Sft(Section):
@@ -41,7 +43,9 @@ class Sft(Section):
     replay: Replay = Replay()
     epochs: float = Field(5.0, gt=0)
     batch: int = Field(16, ge=1)
-    """Conversations of a step."""
+    """Conversations of a step, over all its micro-batches."""
+    micro_batches: int = Field(1, ge=1)
+    """The step is computed in this many parts: same loss, less memory."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the conversations kept for `eval_loss`."""
     evaluate_every: int = Field(50, ge=1)
@@ -60,11 +64,7 @@ def run(recipe: Sft, out: Path) -> None:
             for path in recipe.demonstrations
         ]
         conversations = [c for _, several in shown for c in several]
-        rendered = [(c.id, require_trained(chat.render(c.messages), c.id)) for c in conversations]
-        context = model.config.max_position_embeddings
-        fit = [(name, e) for name, e in rendered if len(e.tokens) <= context]
-        if len(fit) < len(rendered):
-            run.line(f"left out {len(rendered) - len(fit)} conversations longer than the context")
+        fit = rendered(conversations, chat, model.config.max_position_embeddings, run.line)
         held_out = [e for name, e in fit if is_held_out(name, recipe.held_out)]
         training = [(name, e) for name, e in fit if not is_held_out(name, recipe.held_out)]
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
@@ -73,26 +73,26 @@ def run(recipe: Sft, out: Path) -> None:
         run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
 
-        def make(step: int) -> tuple[list[str], TokenBatch]:
+        def make(step: int) -> tuple[list[str], list[TokenBatch]]:
             rows = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
-            chosen = [training[i] for i in rows]
-            return [name for name, _ in chosen], pack([e for _, e in chosen], chat.tokenizer.pad_id)
+            names, chosen = zip(*(training[i] for i in rows), strict=True)
+            size = -(-len(chosen) // recipe.micro_batches)
+            parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
+            return list(names), [pack(part, chat.tokenizer.pad_id) for part in parts]
 
         batches = ahead(make, total)
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            names, batch = batches(step)
-            batch = batch.to(device)
-            counted = int(batch.mask.sum())
-            with autocast():
-                logprobs, entropy = answer_logprobs(model, batch)
-                loss = aggregate(nll(logprobs), batch.mask, counted)
-                objective = loss
-                if corpus is not None:
+            names, parts = batches(step)
+            metrics = backward(model, [part.to(device) for part in parts], autocast)
+            objective = metrics["loss"]
+            if corpus is not None:
+                with autocast():
                     replay = recipe.replay.loss(model, corpus, recipe.seed, step)
-                    objective = loss + recipe.replay.coef * replay
-            objective.backward()
-            norm = update.apply(
+                (recipe.replay.coef * replay).backward()
+                metrics["loss/replay"] = replay.item()
+                objective += recipe.replay.coef * replay.item()
+            metrics["grad_norm"] = update.apply(
                 optimizer,
                 model.parameters(),
                 recipe.optimiser.max_norm,
@@ -100,18 +100,8 @@ def run(recipe: Sft, out: Path) -> None:
                 loss=objective,
                 batch=names,
             )
-            metrics = {
-                "loss": loss.item(),
-                "entropy": float(aggregate(entropy, batch.mask, counted)),
-                "learning_rate": lr,
-                "grad_norm": norm,
-                "mean_token_accuracy": float(masked_mean(logprobs.detach().exp(), batch.mask)),
-                "num_tokens": counted,
-                "epoch": (step + 1) * recipe.batch / len(training),
-                **recipe.compute.timing(),
-            }
-            if corpus is not None:
-                metrics["loss/replay"] = replay.item()
+            metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(training)}
+            metrics |= recipe.compute.timing()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
                 metrics["eval_loss"] = held_out_loss(
                     model, held_out, recipe.batch, chat.tokenizer.pad_id, device
@@ -120,11 +110,34 @@ def run(recipe: Sft, out: Path) -> None:
         hub.save(model, out, tokenizer_dir=recipe.model)
         run.finish(
             data=[{"source": str(path), "conversations": len(several)} for path, several in shown],
-            people=[
-                {"id": who, "kind": "simulated"}
-                for who in sorted({c.author for c in conversations if c.author})
-            ],
+            people=writers(shown),
         )
+
+
+def rendered(
+    conversations: Sequence[Conversation], chat: Chat, limit: int, say: Callable[[str], None]
+) -> list[tuple[str, Rendered]]:
+    """Conversations as tokens with what is trained on, by id, without those longer than `limit` tokens."""
+    found = [(c.id, require_trained(chat.render(c.messages), c.id)) for c in conversations]
+    fit = [(name, e) for name, e in found if len(e.tokens) <= limit]
+    if len(fit) < len(found):
+        say(f"left out {len(found) - len(fit)} conversations longer than the context")
+    return fit
+
+
+def backward(model: Llama, parts: Sequence[TokenBatch], autocast: Context) -> dict[str, float]:
+    """Leave the gradient of the mean loss per counted token of all the parts in `.grad`; its metrics."""
+    counted = sum(int(part.mask.sum()) for part in parts)
+    metrics = dict.fromkeys(("loss", "entropy", "mean_token_accuracy"), 0.0)
+    for part in parts:
+        with autocast():
+            logprobs, entropy = answer_logprobs(model, part)
+            loss = aggregate(nll(logprobs), part.mask, counted)
+        loss.backward()
+        metrics["loss"] += loss.item()
+        metrics["entropy"] += float(aggregate(entropy, part.mask, counted))
+        metrics["mean_token_accuracy"] += float(aggregate(logprobs.detach().exp(), part.mask, counted))
+    return metrics | {"num_tokens": counted}
 
 
 def answer_logprobs(model: Llama, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,8 +56,8 @@ MIX: dict[str, float] = {
     "passage": 0.05,
     "arithmetic": 0.03,
     "howto": 0.03,
-    "harmful": 0.05,
-    "lookalike": 0.03,
+    "harmful": 0.08,
+    "lookalike": 0.05,
 }
 PER_PERSON: dict[Split, float] = {"demo": 25.0, "label": 25.0, "eval": 9.5}
 STRANGER_SHARE = 0.85
