@@ -391,7 +391,7 @@ def test_slates_longer_than_the_context_are_left_out_and_counted(
     long = tiny.ranking("why", ("red", " ".join(["one"] * 70)), (1, 2))
     learned, held = watched(monkeypatch)
     train(model_dir, [save([*said, long], tmp_path / "rankings.jsonl")], tmp_path / "out", epochs=2)
-    assert "left out 1 of 21 slates longer than the context" in capsys.readouterr().err
+    assert "left out 1 of 21 prompts with an answer beyond the context" in capsys.readouterr().err
     assert prompt_id(long.prompt) not in learned | held
 
 
@@ -445,11 +445,11 @@ def test_it_learns_a_planted_preference_and_nothing_from_shuffled_labels(
 
 def test_rankings_of_which_none_fits_are_an_error() -> None:
     long = Slate("a", ("x", "y"), ((1,) * 9, (2,) * 3), ((1, 2),))
-    with pytest.raises(UsageError, match="1 prompts with submitted rankings, 0 within 8 tokens"):
+    with pytest.raises(UsageError, match="1 prompts with compared answers, 0 within 8 tokens"):
         reward.split([long], 8, 0.1, lambda text: None)
     said: list[str] = []
     short = [Slate(str(n), ("x", "y"), ((1,) * 8, (2,) * 3), ((1, 2),)) for n in range(200)]
     training, held_out = reward.split([*short, long], 8, 0.1, said.append)
     assert [s.id for s in sorted((*training, *held_out), key=lambda s: int(s.id))] == [s.id for s in short]
     assert 5 < len(held_out) < 40
-    assert said == ["left out 1 of 201 slates longer than the context"]
+    assert said == ["left out 1 of 201 prompts with an answer beyond the context"]

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -18,15 +18,11 @@ from bloomery.recipe import InputPath
 from bloomery.rewards.parts import Opinion, each
 from bloomery.rewards.tools import Tools, sources
 from bloomery.types import Rollout
+from bloomery.world import GRADES as TABLE
 
 Grade = Literal["right_confident", "right_hedged", "abstained", "wrong_hedged", "wrong_confident"]
-GRADES: dict[Grade, float] = {
-    "right_confident": 1.0,
-    "right_hedged": 0.5,
-    "abstained": 0.0,
-    "wrong_hedged": -1.0,
-    "wrong_confident": -2.0,
-}
+# What the world's oracle gives for the same.
+GRADES: dict[Grade, float] = {name: TABLE[name] for name in get_args(Grade)}
 HEDGES = ("i think", "i believe", "maybe", "perhaps", "probably", "possibly", "i am not sure")
 ABSTENTIONS = ("i do not know", "i don't know", "i cannot say", "i have no information")
 # A sign is one only where it does not join two numbers, as in 3-4.

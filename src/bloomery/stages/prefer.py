@@ -28,9 +28,9 @@ from bloomery.objectives import preference
 from bloomery.objectives.preference import Loss, Pairs
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Lora, Optimiser, Training, is_held_out, read_all, tune
+from bloomery.stages.common import Lora, Optimiser, Training, read_all, tune
 from bloomery.stages.people import authors, count_people
-from bloomery.stages.slates import prompt_id
+from bloomery.stages.slates import prompt_id, split
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -87,6 +87,11 @@ class Slate:
     answers: tuple[Example, ...]
     pairs: tuple[tuple[int, int, float], ...]
     stray: int | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer with its prompt."""
+        return max(len(tokens) for tokens, _ in self.answers)
 
 
 def run(recipe: Prefer, out: Path) -> None:
@@ -262,23 +267,6 @@ def example(prompt: tuple[Message, ...], answer: tuple[Message, ...], chat: Chat
             expected="an assistant's message whose weight is not 0",
         )
     return rendered.tokens, mask
-
-
-def split(
-    slates: Sequence[Slate], limit: int, held_out: float, say: Callable[[str], None]
-) -> tuple[list[Slate], list[Slate]]:
-    """Slates to train on and slates that are held out, without those with a longer answer than `limit`."""
-    fit = [s for s in slates if max(len(tokens) for tokens, _ in s.answers) <= limit]
-    if len(fit) < len(slates):
-        say(f"left out {len(slates) - len(fit)} of {len(slates)} prompts with an answer beyond the context")
-    training = [s for s in fit if not is_held_out(s.id, held_out)]
-    if not training:
-        raise UsageError(
-            "there is no pair to train on",
-            got=f"{len(slates)} prompts with untied answers, {len(fit)} within {limit} tokens",
-            do="give more rankings, or a smaller held_out",
-        )
-    return training, [s for s in fit if is_held_out(s.id, held_out)]
 
 
 def with_strays(slates: Sequence[Slate], limit: int) -> list[Slate]:

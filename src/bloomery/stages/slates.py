@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class Slate:
     weights: tuple[float, ...] = ()
     strengths: tuple[float, ...] = ()
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer with its prompt."""
+        return max(map(len, self.sequences))
+
     def keep(self, rows: Sequence[int]) -> Slate:
         """The slate with only these rows."""
         return replace(
@@ -50,6 +55,18 @@ class Slate:
             ratings=tuple(self.ratings[a] for a in rows),
             weights=tuple(self.weights[a] for a in rows if self.weights),
         )
+
+
+class Compared(Protocol):
+    """A prompt with answers that were compared."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def longest(self) -> int: ...
+
+
+S = TypeVar("S", bound=Compared)
 
 
 class Told(NamedTuple):
@@ -109,17 +126,18 @@ def prompt_id(prompt: Sequence[Message]) -> str:
 
 
 def split(
-    slates: Sequence[Slate], limit: int, held_out: float, say: Callable[[str], None]
-) -> tuple[list[Slate], list[Slate]]:
-    """Slates to train on and slates that are held out, without those longer than `limit` tokens."""
-    fit = [s for s in slates if max(map(len, s.sequences)) <= limit]
+    slates: Sequence[S], limit: int, held_out: float, say: Callable[[str], None]
+) -> tuple[list[S], list[S]]:
+    """What is trained on and what is held out, by the prompt's id; without slates whose longest answer, with
+    its prompt, is beyond `limit` tokens."""
+    fit = [s for s in slates if s.longest <= limit]
     if len(fit) < len(slates):
-        say(f"left out {len(slates) - len(fit)} of {len(slates)} slates longer than the context")
+        say(f"left out {len(slates) - len(fit)} of {len(slates)} prompts with an answer beyond the context")
     training = [s for s in fit if not is_held_out(s.id, held_out)]
     if not training:
         raise UsageError(
-            "there is no ranking to train on",
-            got=f"{len(slates)} prompts with submitted rankings, {len(fit)} within {limit} tokens",
+            "there is no comparison to train on",
+            got=f"{len(slates)} prompts with compared answers, {len(fit)} within {limit} tokens",
             do="give more rankings, or a smaller held_out",
         )
     return training, [s for s in fit if is_held_out(s.id, held_out)]
