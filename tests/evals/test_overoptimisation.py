@@ -1,0 +1,227 @@
+"""The two laws against curves made from known coefficients, the peaks against a fine grid, the intervals
+against how often they hold, and the stop rule against runs worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from bloomery.errors import UsageError
+from bloomery.evals import overoptimisation as over
+from bloomery.evals.overoptimisation import Fit, Law, Verdict, along_runs, fit, over_prompts, stop_rule
+
+D = np.sqrt([0.0, 0.2, 0.7, 1.5, 3.0, 6.0, 12.0, 25.0])
+
+
+def law(name: Law, d: float, start: float, alpha: float, beta: float) -> float:
+    if name == "bon":
+        return start + d * (alpha - beta * d)
+    return start + d * (alpha - beta * math.log(d)) if d else start
+
+
+def exact(name: Law, start: float, alpha: float, beta: float, d: np.ndarray = D) -> Fit:
+    gold = [law(name, x, start, alpha, beta) for x in d]
+    return fit(name, d, gold, np.array([gold, gold]))
+
+
+@pytest.mark.parametrize("name", over.LAWS)
+@pytest.mark.parametrize(("start", "alpha", "beta"), [(-0.3, 0.8, 0.25), (0.5, 1.5, 0.6), (0.1, -0.2, 0.4)])
+def test_coefficients_and_peak_of_a_curve_that_follows_the_law(
+    name: Law, start: float, alpha: float, beta: float
+) -> None:
+    found = exact(name, start, alpha, beta)
+    assert (found.start.value, found.alpha.value, found.beta.value) == pytest.approx((start, alpha, beta))
+    assert found.alpha.low == found.alpha.high == pytest.approx(alpha)
+    assert found.r2 == pytest.approx(1.0)
+    assert found.num == 8
+    grid = np.linspace(0.0, 60.0, 60_001)
+    curve = [law(name, x, start, alpha, beta) for x in grid]
+    assert found.gold(grid[::1000]) == pytest.approx(curve[::1000])
+    assert found.peak is not None
+    highest = int(np.argmax(curve))
+    assert found.peak.d.value == pytest.approx(grid[highest], abs=2e-3)
+    assert found.peak.kl.value == pytest.approx(found.peak.d.value**2)
+    assert found.peak.gain.value == pytest.approx(curve[highest] - start, abs=1e-6)
+    assert found.peak.reached == (grid[highest] <= D[-1])
+    assert found.peak.share == 1.0
+
+
+def test_by_hand() -> None:
+    """d (2 - d / 2) is highest at d = 2, where it is 2; d (2 - log d) at d = e, where it is e."""
+    peak = exact("bon", 0.0, 2.0, 0.5).peak
+    assert peak is not None
+    assert (peak.d.value, peak.kl.value, peak.gain.value) == pytest.approx((2.0, 4.0, 2.0))
+    peak = exact("rl", 0.0, 2.0, 1.0).peak
+    assert peak is not None
+    assert (peak.d.value, peak.gain.value) == pytest.approx((math.e, math.e))
+
+
+@pytest.mark.parametrize("name", over.LAWS)
+def test_a_curve_that_rises_for_ever_has_no_peak(name: Law) -> None:
+    for beta in (0.0, -0.2):
+        found = exact(name, 0.0, 1.0, beta)
+        assert found.peak is None or found.peak.d.value > 1e6  # a beta of rounding errors peaks nowhere near
+    assert exact(name, 0.0, 1.0, -0.2).peak is None
+
+
+def test_a_curve_that_only_falls_is_highest_at_its_start() -> None:
+    peak = exact("bon", 0.3, -0.5, 0.1).peak
+    assert peak is not None
+    assert (peak.d.value, peak.gain.value, peak.reached) == (0.0, 0.0, True)
+
+
+def test_a_peak_beyond_the_data_says_so() -> None:
+    peak = exact("bon", 0.0, 2.0, 0.1).peak
+    assert peak is not None
+    assert peak.d.value == pytest.approx(10.0)
+    assert not peak.reached
+
+
+def test_a_peak_that_some_draws_do_not_have_has_no_upper_bound() -> None:
+    gold = np.array([law("bon", x, 0.0, 1.0, 0.05) for x in D])
+    rising = np.array([law("bon", x, 0.0, 1.0, -0.05) for x in D])
+    peak = fit("bon", D, gold, np.array([gold] * 9 + [rising])).peak
+    assert peak is not None
+    assert peak.share == pytest.approx(0.9)
+    assert peak.d.low == pytest.approx(10.0)
+    assert peak.d.high is peak.kl.high is peak.gain.high is None
+
+
+def test_the_law_that_made_a_curve_is_the_nearer_one() -> None:
+    rng = np.random.default_rng(0)
+    d = np.linspace(0.05, 6.0, 80)
+    for name in over.LAWS:
+        gold = np.array([law(name, x, 0.0, 1.2, 0.35) for x in d]) + rng.normal(0, 0.02, 80)
+        fits = {one: fit(one, d, gold, gold[None]) for one in over.LAWS}
+        assert over.nearest(fits) == name
+        assert fits[name].r2 == pytest.approx(1.0, abs=0.02)
+
+
+def test_gold_that_never_varies() -> None:
+    gold = np.full(8, 0.25)
+    found = fit("bon", D, gold, gold[None])
+    assert found.r2 is None
+    assert (found.start.value, found.alpha.value) == pytest.approx((0.25, 0.0))
+    assert over.nearest({"bon": found, "rl": exact("rl", 0, 1, 1)}) == "rl"
+
+
+def test_intervals_of_runs_hold_as_often_as_they_say() -> None:
+    """60 runs whose noise hangs on from step to step: blocks know of that, single steps do not."""
+    d, held = np.sqrt(np.linspace(0.0, 16.0, 120)), {1: 0, 12: 0}
+    truth = np.array([law("rl", x, 0.1, 0.9, 0.4) for x in d])
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        noise = np.convolve(rng.normal(0.0, 0.1, 131), np.full(12, 1 / math.sqrt(12)), mode="valid")
+        for block in held:
+            draws = along_runs("rl", d, truth + noise, block=block, seed=seed)[:400]
+            alpha = fit("rl", d, truth + noise, draws).alpha
+            held[block] += alpha.low is not None and alpha.high is not None and alpha.low < 0.9 < alpha.high
+    assert held[12] >= 48
+    assert held[1] < 36
+
+
+def test_drawn_prompts_keep_what_was_chosen_from_the_same_answers_together() -> None:
+    level = np.random.default_rng(0).normal(0.0, 1.0, (50, 1))
+    values = level + np.array([0.0, 0.5, 0.7])
+    draws = over_prompts(values, seed=3)
+    assert draws.shape == (over.DRAWS, 3)
+    np.testing.assert_allclose(draws - draws[:, :1], [[0.0, 0.5, 0.7]] * len(draws))
+    assert draws[:, 0].mean() == pytest.approx(level.mean(), abs=0.02)
+    assert draws[:, 0].std() == pytest.approx(level.std() / math.sqrt(50), rel=0.1)
+    assert (over_prompts(values, seed=3) == draws).all()
+    assert not (over_prompts(values, seed=4) == draws).all()
+
+
+def test_blocks_are_what_the_law_misses_in_the_order_it_came() -> None:
+    gold = np.array([law("bon", x, 0.0, 1.0, 0.2) for x in D]) + np.arange(8) * np.array([1, -1] * 4)
+    curve = over.basis("bon", D) @ over.coefficients("bon", D, gold)
+    missed = gold - curve
+    draws = along_runs("bon", D, gold, block=3, seed=1) - curve
+    assert draws.shape == (over.DRAWS, 8)
+    for row in draws[:20]:
+        places = [int(np.argmin(abs(missed - r))) for r in row]
+        assert missed[places] == pytest.approx(row)
+        assert all((b - a) % 8 == 1 for i, (a, b) in enumerate(pairwise(places)) if i % 3 < 2)
+    assert len({tuple(np.round(row, 9)) for row in draws}) > 20
+
+
+@pytest.mark.parametrize(
+    ("d", "gold", "complaint"),
+    [
+        ([0.0, 1.0, 2.0, 2.0], [1.0, 2.0, 3.0, 3.0], "too few distances"),
+        ([0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0], "one gold reward for each distance"),
+        ([0.0, 1.0, 2.0, 3.0], [1.0, float("nan"), 3.0, 3.0], "finite"),
+        ([0.0, -1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 3.0], "square root"),
+        ([], [], "too few distances"),
+    ],
+)
+def test_what_cannot_be_fitted(d: list[float], gold: list[float], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        fit("rl", d, gold, np.array([gold]))
+
+
+def test_a_kl_just_below_zero_is_no_distance() -> None:
+    assert over.distances([4.0, 0.0, -1e-3]).tolist() == [2.0, 0.0, 0.0]
+
+
+# ------------------------------------------------------------------------------------------ where to stop
+
+
+def test_the_run_ends_when_the_witness_has_stopped_rising_and_the_proxy_has_not() -> None:
+    proxy = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    witness = [0.0, 1.0, 2.0, 3.0, 2.5, 2.0, 1.5, 9.0]
+    assert stop_rule(proxy, witness, window=1, patience=3) == Verdict(best=3, stop=6)
+    assert stop_rule(proxy, witness, window=1, patience=2) == Verdict(best=3, stop=5)
+    # A rule that would have waited sees the end: 9 is a new best.
+    assert stop_rule(proxy, witness, window=1, patience=4) == Verdict(best=7, stop=None)
+
+
+def test_where_the_proxy_does_not_rise_either_nothing_is_exploited() -> None:
+    witness = [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    level = [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert stop_rule(level, witness, window=1, patience=2) == Verdict(best=2, stop=None)
+    late = [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.5]
+    assert stop_rule(late, witness, window=1, patience=2) == Verdict(best=2, stop=6)
+
+
+def test_means_of_a_window_see_past_one_lucky_step() -> None:
+    proxy = [float(i) for i in range(10)]
+    lucky = [0.0, 5.0, 0.0, 3.0, 3.0, 3.0, 2.0, 1.0, 0.0, 0.0]
+    assert stop_rule(proxy, lucky, window=1, patience=3) == Verdict(best=1, stop=4)
+    # Means of three: 5/3, 8/3, 2, 3, 8/3, 2, 1, 1/3; the highest ends at step 5.
+    assert stop_rule(proxy, lucky, window=3, patience=3) == Verdict(best=5, stop=8)
+
+
+def test_a_run_that_asks_at_every_step_is_told_the_same() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        proxy = (np.arange(60) * 0.05 + rng.normal(0, 0.2, 60)).tolist()
+        witness = (-0.002 * (np.arange(60) - 25.0) ** 2 + rng.normal(0, 0.2, 60)).tolist()
+        whole = stop_rule(proxy, witness, window=4, patience=8)
+        asked = [stop_rule(proxy[:n], witness[:n], window=4, patience=8) for n in range(1, 61)]
+        first = next((n for n, said in enumerate(asked) if said.stop is not None), None)
+        assert first == whole.stop
+        assert whole.stop is None or asked[whole.stop].best == whole.best
+
+
+def test_runs_too_short_to_say_anything() -> None:
+    assert stop_rule([1.0], [1.0], window=3, patience=1) == Verdict(best=0, stop=None)
+    assert stop_rule([1.0, 2.0], [2.0, 1.0], window=3, patience=1) == Verdict(best=1, stop=None)
+    assert stop_rule([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], window=3, patience=1) == Verdict(best=2, stop=None)
+    for proxy, witness in (([], []), ([1.0], [1.0, 2.0])):
+        with pytest.raises(UsageError, match="two numbers of each step"):
+            stop_rule(proxy, witness, window=1, patience=1)
+
+
+def test_how_much_of_the_best_gain_is_kept() -> None:
+    gold = [0.0, 1.0, 2.0, 1.0, 0.0, -1.0]
+    assert [over.share_kept(gold, 0.0, at, 1) for at in range(6)] == [0.0, 0.5, 1.0, 0.5, 0.0, -0.5]
+    assert over.share_kept(gold, -2.0, 4, 1) == pytest.approx(0.5)
+    # Means of three over the start: 1, 4/3, 1, 0; the last window is the last that there is.
+    assert over.share_kept(gold, 0.0, 1, 3) == pytest.approx(0.75)
+    assert over.share_kept(gold, 0.0, 2, 3) == pytest.approx(1.0)
+    assert over.share_kept(gold, 0.0, 5, 3) == pytest.approx(0.0)
+    assert over.share_kept(gold, 2.0, 2, 1) is None
