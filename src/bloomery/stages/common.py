@@ -129,6 +129,15 @@ class Replay(Section):
         """The mean loss of a step's text, not yet weighted."""
         return text_loss(model, corpus, rows=self.batch, length=self.length, seed=seed, step=step)
 
+    def backward(
+        self, model: Llama, corpus: Corpus, seed: int, step: int, context: Context
+    ) -> dict[str, float]:
+        """Add the gradient of the weighted loss to what is in `.grad`; logs the loss, not yet weighted."""
+        with context():
+            loss = self.loss(model, corpus, seed, step)
+        (self.coef * loss).backward()
+        return {"loss/replay": loss.item()}
+
 
 def read_all(
     read: Callable[..., Iterator[T]], paths: Sequence[Path], on_bad_row: OnBadRow, say: Callable[[str], None]

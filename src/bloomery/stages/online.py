@@ -36,11 +36,11 @@ CHECKED_ROWS = 8
 """Answers of a step whose log-probs are computed again, to see that sampler and trainer agree."""
 
 
-class Online(Section):
-    """What every stage that learns from its own answers is told."""
+class Asking(Section):
+    """What every stage is told that asks a policy and has its answers scored."""
 
     policy: InputPath
-    """Where to start: the SFT model, or the last round's policy."""
+    """Whom to ask, and where learning starts: the SFT model, or the last round's policy."""
     reward: InputPath | None = None
     """The frozen reward model."""
     rewards: tuple[Source, ...] = ()
@@ -50,42 +50,56 @@ class Online(Section):
     """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
-    lora: Lora | None = None
-    """The policy learns by adapters. Read without them it is the reference, if that is where it started: no
-    second copy in memory."""
     seed: int = 0
-    steps: int = Field(40, ge=1)
     prompts_per_step: int = Field(32, ge=1)
     max_tokens: int = Field(32, ge=1)
     temperature: float = Field(1.0, gt=0)
-    epochs: int = Field(1, ge=1)
-    """Passes over each step's answers."""
-    minibatches: int = Field(2, ge=1)
-    """Optimizer steps of a pass."""
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken from the score of an answer that did not end."""
     score_clip: float | None = Field(None, gt=0)
     """Scores are clipped to plus or minus this."""
-    optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
     compute: Compute = Compute()
 
     @model_validator(mode="after")
-    def _rewarded(self) -> Online:
+    def _rewarded(self) -> Asking:
         if self.reward is None and not self.rewards:
             raise UsageError("there is no reward", do="give `reward`, or list `rewards`")
         return self
 
 
+class Online(Asking):
+    """What every stage that learns from its own answers is told."""
+
+    lora: Lora | None = None
+    """The policy learns by adapters. Read without them it is the reference, if that is where it started: no
+    second copy in memory."""
+    steps: int = Field(40, ge=1)
+    epochs: int = Field(1, ge=1)
+    """Passes over each step's answers."""
+    minibatches: int = Field(2, ge=1)
+    """Optimizer steps of a pass."""
+    optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
+
+
 class Sampler:
     """Asks the policy as it stands, and scores what it says."""
 
-    def __init__(self, recipe: Online, actor: Llama, chat: Chat, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        recipe: Asking,
+        actor: Llama,
+        chat: Chat,
+        say: Callable[[str], None],
+        prompts: list[Prompt] | None = None,
+    ) -> None:
+        """`prompts` are those of the recipe, if not given."""
         tools = Tools(chat, next(actor.parameters()).device)
         parts = []
         if recipe.reward is not None:
             parts.append(Part("reward_model", reward_model(recipe.reward, tools)))
         self.judge = combined(recipe.rewards, tools, parts)
-        prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, say)
+        if prompts is None:
+            prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, say)
         self.prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, say)
         self.gold = gold_grades(recipe.world)
         self.engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
@@ -95,13 +109,17 @@ class Sampler:
         """`samples` answers to each of a step's prompts, next to each other."""
         recipe = self.recipe
         chosen = batch_indices(len(self.prompts), recipe.prompts_per_step, seed=recipe.seed, step=step)
+        return self.answers([self.prompts[i] for i in chosen], samples, step)
+
+    def answers(self, prompts: Sequence[Prompt], samples: int, step: int) -> list[Rollout]:
+        """`samples` answers to each of some prompts, next to each other, drawn by the stream of a step."""
         return ask(
             self.engine,
             self.chat,
-            [self.prompts[i] for i in chosen for _ in range(samples)],
-            max_tokens=recipe.max_tokens,
-            temperature=recipe.temperature,
-            seed=derive(recipe.seed, "rollout", step),
+            [prompt for prompt in prompts for _ in range(samples)],
+            max_tokens=self.recipe.max_tokens,
+            temperature=self.recipe.temperature,
+            seed=derive(self.recipe.seed, "rollout", step),
         )
 
     def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], dict[str, float]]:
@@ -155,7 +173,7 @@ def gold_grades(world: Path | None) -> Callable[[Sequence[Rollout]], dict[str, f
     return grades
 
 
-def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Online) -> list[float]:
+def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Asking) -> list[float]:
     """What the reward says, clipped, less the penalty of an answer that was cut off."""
     found = judge(rollouts)
     limit = recipe.score_clip or float("inf")

@@ -87,11 +87,8 @@ def run(recipe: Sft, out: Path) -> None:
             metrics = backward(model, [part.to(device) for part in parts], autocast)
             objective = metrics["loss"]
             if corpus is not None:
-                with autocast():
-                    replay = recipe.replay.loss(model, corpus, recipe.seed, step)
-                (recipe.replay.coef * replay).backward()
-                metrics["loss/replay"] = replay.item()
-                objective += recipe.replay.coef * replay.item()
+                metrics |= recipe.replay.backward(model, corpus, recipe.seed, step, autocast)
+                objective += recipe.replay.coef * metrics["loss/replay"]
             metrics["grad_norm"] = update.apply(
                 optimizer,
                 model.parameters(),
