@@ -60,11 +60,16 @@ class Source(Section):
             raise ValueError(error.what) from None
         return schema(info.data["kind"]).model_validate(given)
 
+    @property
+    def logged(self) -> str:
+        """The name it is logged under."""
+        return self.name or self.kind
+
     def part(self, tools: Tools) -> Part:
         """The source made: models are loaded, files are read."""
         given = {name: getattr(self.settings, name) for name in type(self.settings).model_fields}
         opinion = sources[self.kind](tools, **given)
-        return Part(self.name or self.kind, opinion, self.weight, self.clip)
+        return Part(self.logged, opinion, self.weight, self.clip)
 
 
 @cache

@@ -45,6 +45,9 @@ class Asking(Section):
     """The frozen reward model."""
     rewards: tuple[Source, ...] = ()
     """Further parts of the reward, or others instead of the reward model; each is logged."""
+    watch: tuple[Source, ...] = ()
+    """What else is asked of each step's answers and logged as `watch/<name>/mean`, never trained on: a reward
+    model that was held out, an ensemble and its disagreement."""
     prompts: tuple[InputPath, ...]
     world: InputPath | None = None
     """A world stage's directory: its oracle's grade of each step's answers is logged, never trained on."""
@@ -64,6 +67,9 @@ class Asking(Section):
     def _rewarded(self) -> Asking:
         if self.reward is None and not self.rewards:
             raise UsageError("there is no reward", do="give `reward`, or list `rewards`")
+        for one in self.watch:
+            if one.weight != 1 or one.clip is not None:
+                raise UsageError(f"'{one.logged}' is only watched: `weight` and `clip` would change nothing")
         return self
 
 
@@ -98,6 +104,7 @@ class Sampler:
         if recipe.reward is not None:
             parts.append(Part("reward_model", reward_model(recipe.reward, tools)))
         self.judge = combined(recipe.rewards, tools, parts)
+        self.watch = watching(recipe.watch, tools)
         if prompts is None:
             prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, say)
         self.prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, say)
@@ -125,7 +132,8 @@ class Sampler:
     def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], dict[str, float]]:
         """What each answer is worth, and what is logged of the answers and of each part of the reward."""
         scores = score(self.judge, rollouts, self.recipe)
-        return scores, self.judge.metrics | of_answers(rollouts) | self.gold(rollouts)
+        seen = self.watch(rollouts) | self.gold(rollouts)
+        return scores, self.judge.metrics | of_answers(rollouts) | seen
 
 
 class Laps:
@@ -158,6 +166,19 @@ def fitting(prompts: list[Prompt], chat: Chat, limit: int, say: Callable[[str], 
     if not fit:
         raise UsageError("no prompt leaves room for an answer", expected=f"prompts of at most {limit} tokens")
     return fit
+
+
+def watching(listed: Sequence[Source], tools: Tools) -> Callable[[Sequence[Rollout]], dict[str, float]]:
+    """What the listed sources say of a step's answers, for a stop rule and for people to see."""
+    if not listed:
+        return lambda rollouts: {}
+    asked = combined(listed, tools)
+
+    def seen(rollouts: Sequence[Rollout]) -> dict[str, float]:
+        asked(rollouts)
+        return {f"watch/{name.removeprefix('rewards/')}": value for name, value in asked.metrics.items()}
+
+    return seen
 
 
 def gold_grades(world: Path | None) -> Callable[[Sequence[Rollout]], dict[str, float]]:

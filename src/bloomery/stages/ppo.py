@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bloomery.data.shards import Corpus
@@ -22,6 +22,7 @@ from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.seeds import stream
 from bloomery.stages.common import Context, Optimiser, text_loss, tune
 from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, reader
+from bloomery.stages.stop import Best, StopRule
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -56,6 +57,14 @@ class Ppo(Online):
     ptx_length: int | None = Field(None, ge=2)
     """Tokens of a row; the model's context when not given."""
     critic: Optimiser = Optimiser(learning_rate=1e-4, schedule="constant", warmup=5, weight_decay=0.0)
+    stop_rule: StopRule | None = None
+    """End the run where its score still rises and a watched source does not, and save the best weights."""
+
+    @model_validator(mode="after")
+    def _witnessed(self) -> Ppo:
+        if self.stop_rule is not None:
+            self.stop_rule.check(self.watch)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,11 @@ def run(recipe: Ppo, out: Path) -> None:
         critic = hub.load(recipe.reward, "scalar").to(device)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
         optimizer, critic_optimizer = recipe.optimiser.adamw(actor), recipe.critic.adamw(critic)
-        run.track(actor=learning, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
+        best = Best(recipe.stop_rule, learning) if recipe.stop_rule else None
+        kept = {"best": best.kept} if best else {}
+        run.track(
+            actor=learning, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer, **kept
+        )
         learner = Learner(actor, critic, reference, optimizer, critic_optimizer, run.guard, context)
         for step in run.steps(recipe.steps):
             laps = Laps()
@@ -104,6 +117,7 @@ def run(recipe: Ppo, out: Path) -> None:
             batch, agreement = checked(batch, actor, recipe.temperature, context, recipe.sampler_tolerance)
             experience, looked = look_back(recipe, batch, torch.tensor(scores, device=device), learner)
             laps.end("scoring")
+            ends = best is not None and best.look(step, metrics | looked, run.state)
             lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
             recipe.critic.schedule_step(critic_optimizer, step, recipe.steps)
             metrics |= agreement | looked | improve(recipe, step, experience, learner, corpus)
@@ -115,6 +129,10 @@ def run(recipe: Ppo, out: Path) -> None:
                 "val/num_eos_tokens": float(ended),
             }
             run.log(step, metrics | laps.rates(rollouts))
+            if ends:
+                break
+        if best is not None:
+            run.line(best.settle(run.state))
         hub.save(actor, out, tokenizer_dir=recipe.policy)
         run.finish(data=[{"source": str(path)} for path in recipe.prompts])
 
