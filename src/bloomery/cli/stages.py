@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain", "Train a base model on tokenised text."),
     "sft": ("sft", "Fine-tune a model on demonstrations."),
     "label simulate": ("label", "Have simulated annotators rank the answers of models."),
+    "label spoil": ("spoil", "Keep a share of rankings, turn some over: budgets and noise for experiments."),
     "reward": ("reward", "Train a reward model on rankings."),
     "ppo": ("ppo", "Improve a policy against a reward model, on a KL leash."),
     "grpo": ("grpo", "Improve a policy without a critic: answers measured against each other."),

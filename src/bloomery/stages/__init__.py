@@ -52,6 +52,7 @@ for _name, _schema in (
     ("pretrain", "Pretrain"),
     ("sft", "Sft"),
     ("label", "Label"),
+    ("spoil", "Spoil"),
     ("reward", "RewardRecipe"),
     ("ppo", "Ppo"),
     ("grpo", "Grpo"),
