@@ -120,6 +120,12 @@ class Writer:
             if named or not template.startswith("!"):
                 return fill(template, form, fact.value)
 
+    def reply(self, fact: Fact) -> str:
+        """A fact told to somebody who has just named the person: a pronoun is enough, more often than not."""
+        person = self.world.by_name[fact.person]
+        short = self.rng.random() < 0.6
+        return self.state(fact, pronoun(person.female) if short else full(person.name, person.female))
+
     def form(self, person: Person) -> Form:
         """Full name (half of the time), first name, or pronoun."""
         draw = self.rng.random()
@@ -265,7 +271,7 @@ def dialogue(w: Writer) -> Draft:
         third = full(fact.person, w.world.by_name[fact.person].female)
         people |= _named([fact])
         say(two, fill(pick(w.rng, english.WORDING[fact.attribute].questions), third))
-        say(one, w.state(fact, third))
+        say(one, w.reply(fact))
         say(two, pick(w.rng, tasks.TALK_REACT))
     if w.rng.random() < 0.4:
         say(one, w.line(tasks.TALK_BYE))
@@ -281,7 +287,7 @@ def forum(w: Writer, must: Fact | None = None) -> Draft:
     fact = must or w.fact()
     form = full(fact.person, w.world.by_name[fact.person].female)
     question = fill(pick(w.rng, english.WORDING[fact.attribute].questions), form)
-    sentences = [w.line([pick(w.rng, tasks.FORUM_HEADS)], q=question, a=w.state(fact, form))]
+    sentences = [w.line([pick(w.rng, tasks.FORUM_HEADS)], q=question, a=w.reply(fact))]
     tail = pick(w.rng, tasks.FORUM_TAILS)
     return Draft(sentences + ([tail] if tail else []), _named([fact]))
 
