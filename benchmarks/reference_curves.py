@@ -4,8 +4,9 @@
 
 Each directory is a default journey of another seed (benchmarks/three_seeds.py makes them). Every
 metric of every step is thinned and written to src/bloomery/journey/reference/<step>.jsonl, a line for each
-seed and metric; files that were there before give way. A step that did not finish is left out, and said; a
-journey that `diagnose` finds fault with is refused.
+seed and metric, beside the journeys' recipe, by which a run is told to be comparable; files that were there
+before give way. A step that did not finish is left out, and said; journeys of different settings, and one
+that `diagnose` finds fault with, are refused.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     made: dict[str, list[dict[str, object]]] = {}
+    shared: dict[str, object] | None = None
     for journey in arguments.journeys:
-        seed = yaml.safe_load((journey / "recipe.yaml").read_text(encoding="utf-8"))["seed"]
+        recipe = yaml.safe_load((journey / "recipe.yaml").read_text(encoding="utf-8"))
+        seed = recipe.pop("seed")
+        shared = recipe if shared is None else shared
+        if recipe != shared:
+            print(f"{journey}: its settings are not those of {arguments.journeys[0]}")
+            return 1
         for one in diagnose(journey):
             if one.table.status != "finished":
                 print(f"{journey}: {one.table.name} is left out: {one.table.status}")
@@ -42,6 +49,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for old in arguments.out.glob("*.jsonl"):
         old.unlink()
+    (arguments.out / "recipe.yaml").write_text(yaml.safe_dump(shared, sort_keys=False))
     for step, rows in made.items():
         path = arguments.out / f"{step}.jsonl"
         path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))

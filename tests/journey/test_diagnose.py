@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import sick
+import yaml
 from sick import Run
 
 from bloomery.cli import main
@@ -626,11 +627,16 @@ def test_a_long_curve_is_thinned_and_rounded() -> None:
 
 def test_the_script_makes_the_files_and_refuses_a_sick_journey(tmp_path: Path) -> None:
     out = journey(tmp_path / "out", evaluation(0.6, 0.3, 0.27))
-    (out / "recipe.yaml").write_text("seed: 4\n")
+    (out / "recipe.yaml").write_text("seed: 4\nrounds: 1\n")
     command = [sys.executable, str(ROOT / "benchmarks" / "reference_curves.py"), str(out), "--out"]
     done = subprocess.run([*command, str(tmp_path / "made")], capture_output=True, text=True, check=True)
     assert "sft.jsonl: 8 curves" in done.stdout
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {"sft.jsonl", "ppo-1.jsonl"}
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {
+        "sft.jsonl",
+        "ppo-1.jsonl",
+        "recipe.yaml",
+    }
+    assert yaml.safe_load((tmp_path / "made" / "recipe.yaml").read_text()) == {"rounds": 1}
     first = json.loads((tmp_path / "made" / "sft.jsonl").read_text().split("\n")[0])
     assert first["seed"] == 4
     ill = journey(tmp_path / "ill", evaluation(0.6, -0.3, 0.27))

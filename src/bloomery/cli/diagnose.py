@@ -164,8 +164,8 @@ def _draw(grid: Grid, table: Table, column: Column) -> None:
     from bloomery.journey.diagnose.finding import plain
 
     yours = reference.resample(column, PLACES)
-    found = reference.normal(table, column) if table.status != "unknown" else []
-    normal = reference.band(found, PLACES)
+    ours = table.status != "unknown"
+    normal = reference.band(reference.normal(table, column) if ours else [], PLACES)
     drawn = [*yours, *(middle for _, middle, _ in normal)]
     low, high = min(drawn), max(drawn)
 
@@ -174,6 +174,9 @@ def _draw(grid: Grid, table: Table, column: Column) -> None:
 
     ends = f"  {said(yours[0])} to {said(yours[-1])}"
     grid.add_row("yours", Text.assemble((sparkline(yours, low, high), "dark_orange3"), (ends, "dim")))
+    if ours and (why := reference.unlike(table)):
+        more = f" ({len(why) - 1} more)" if len(why) > 1 else ""
+        grid.add_row("normal", Text(f"not comparable: {why[0]}{more}", "dim"))
     if normal:
         (_, first, _), *_, (least, _, most) = normal
         ends = f"  {said(first)} to {said(least)}" + (f"–{said(most)}" if most > least else "")

@@ -124,7 +124,7 @@ def _name(bar: Bar, right: float, middle: float) -> list[Html]:
     at = middle + (-2 if bar.detail else 4)
     found = [tag("text", cut(bar.name, 6.2), class_="barname", x=right, y=at, text_anchor="end")]
     if bar.detail:
-        words = cut(bar.detail, 5.2)
+        words = cut(bar.detail, 5.8)
         found.append(tag("text", words, class_="bardetail", x=right, y=at + 12, text_anchor="end"))
     return found
 

@@ -12,11 +12,12 @@ from bloomery import __version__
 from bloomery.errors import ArtifactError
 from bloomery.lineage import write_text
 from bloomery.report.html import Html, tag
-from bloomery.report.sections import alignment, origin, outcome, people, samples, training
+from bloomery.report.sections import alignment, health, origin, outcome, people, samples, training
 from bloomery.report.view import View
 
 CONTENTS = (
     ("outcome", "Outcome"),
+    ("health", "Health"),
     ("samples", "Answers"),
     ("ppo", "PPO"),
     ("reward", "Reward model"),
@@ -56,6 +57,7 @@ def render(view: View) -> Html:
         tag(
             "main",
             outcome.outcome(view),
+            health.health(view),
             samples.samples(view),
             alignment.reinforcement(view),
             alignment.reward_model(view),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bloomery.report.html import Html, join, tag
 
@@ -21,7 +21,8 @@ Number = float | None
 @dataclass(frozen=True)
 class Series:
     """One curve. A None in `y` is a gap. `low` and `high`, if given, are drawn as a band (lines) or whiskers
-    (points). `look`: "line", "faint" (raw values behind a smoothed line), "dashed", "points" (joined)."""
+    (points). `look`: "line", "faint" (raw values behind a smoothed line), "dashed", "points" (joined),
+    "normal" (the band alone: where such curves run)."""
 
     name: str
     x: Sequence[float]
@@ -182,7 +183,7 @@ def line_plot(
         body.append(tag("line", class_="mark", x1=x, x2=x, y1=TOP, y2=frame.height - BOTTOM))
         body.append(tag("text", word, class_="marklabel", x=x + 4, y=TOP + 8))
     body += [_band(frame, s) for s in drawn if s.low]
-    body += [_curve(frame, s) for s in drawn]
+    body += [_curve(frame, s) for s in drawn if s.look != "normal"]
     body.append(_hovers(frame, drawn, x_label, as_percent))
     picture = tag(
         "svg",
@@ -200,21 +201,26 @@ def legend(series: Sequence[Series]) -> Html:
     """Names beside a short stroke of their colour; empty when a single curve needs none."""
     if len(series) < 2:
         return tag("div", class_="legend")
+    lines = [s for s in series if s.look != "normal"]
+    bands = {s.colour: s for s in series if s.look == "normal"}
+    if bands:  # one word for all of them; in no line's colour where they have several
+        colour, band = next(iter(bands.items()))
+        lines.append(replace(band, colour=colour if len(bands) == 1 else "s6"))
     items = [
         tag(
             "li",
-            tag(
-                "svg",
-                tag("line", class_=f"curve {s.look} {s.colour}", x1=1, x2=17, y1=5, y2=5),
-                viewBox="0 0 18 10",
-                class_="swatch",
-                aria_hidden="true",
-            ),
+            tag("svg", _stroke(s), viewBox="0 0 18 10", class_="swatch", aria_hidden="true"),
             s.name,
         )
-        for s in series
+        for s in lines
     ]
     return tag("ul", *items, class_="legend")
+
+
+def _stroke(s: Series) -> Html:
+    if s.look == "normal":
+        return tag("rect", class_=f"band {s.colour}", x=1, y=0, width=16, height=10, rx=2)
+    return tag("line", class_=f"curve {s.look} {s.colour}", x1=1, x2=17, y1=5, y2=5)
 
 
 def _drawable(s: Series, log: bool) -> Series:
@@ -232,6 +238,7 @@ def _frame(
     low, high = min(ys), max(ys)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
+        low = 0.0 if low > -0.02 * high else low  # noise around 0 deserves no tick below it
     if as_percent and (0.93 < high <= 1.0 or low == high == 0.0):
         high = 1.0
     if log:
@@ -277,23 +284,27 @@ def _curve(frame: Frame, s: Series) -> Html:
 
 def _band(frame: Frame, s: Series) -> Html:
     rows = [
-        (frame.px(x), frame.py(a), frame.py(b))
+        None if a is None or b is None else (frame.px(x), frame.py(a), frame.py(b))
         for x, a, b in zip(s.x, s.low, s.high, strict=True)
-        if a is not None and b is not None
     ]
     if s.look == "points":
-        return join(*(tag("line", class_=f"whisker {s.colour}", x1=x, x2=x, y1=a, y2=b) for x, a, b in rows))
-    if len(rows) < 2:
-        return Html("")
-    around = [(x, b) for x, _, b in rows] + [(x, a) for x, a, _ in reversed(rows)]
-    return tag("polygon", class_=f"band {s.colour}", points=" ".join(f"{x},{y}" for x, y in around))
+        bars = [row for row in rows if row]
+        return join(*(tag("line", class_=f"whisker {s.colour}", x1=x, x2=x, y1=a, y2=b) for x, a, b in bars))
+    parts = []
+    for there, group in itertools.groupby(rows, key=bool):
+        edge = [row for row in group if there and row]
+        around = [(x, b) for x, _, b in edge] + [(x, a) for x, a, _ in reversed(edge)]
+        if len(edge) > 1:
+            points = " ".join(f"{x},{y}" for x, y in around)
+            parts.append(tag("polygon", class_=f"band {s.colour}", points=points))
+    return join(*parts)
 
 
 def _hovers(frame: Frame, drawn: Sequence[Series], x_label: str, as_percent: bool) -> Html:
     """Invisible strips over the plot. Pointing at one shows a guide, dots and a tooltip with the values."""
     show = percent if as_percent else number
     named = [s for s in drawn if s.look != "faint"]
-    every = sorted({x for s in named for x in s.x})
+    every = sorted({x for s in named if s.look != "normal" for x in s.x})
     stride = max(1, math.ceil(len(every) / HOVERS))
     at = every[::stride]
     edges = [frame.px(x) for x in at]
@@ -306,6 +317,9 @@ def _hovers(frame: Frame, drawn: Sequence[Series], x_label: str, as_percent: boo
             near = min(range(len(s.x)), key=lambda k: abs(s.x[k] - x))
             value = s.y[near]
             if value is None or abs(s.x[near] - x) > stride * (frame.x1 - frame.x0) / HOVERS:
+                continue
+            if s.look == "normal":
+                rows.append(f"{s.name}: {show(s.low[near])} to {show(s.high[near])}")
                 continue
             band = (
                 f" [{show(s.low[near])} to {show(s.high[near])}]" if s.low and s.low[near] is not None else ""

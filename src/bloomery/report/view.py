@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bloomery.errors import BloomeryError
+from bloomery.errors import BloomeryError, UsageError
 from bloomery.journey import results
+from bloomery.journey.diagnose import Checkup, diagnose
 from bloomery.journey.results import Row
 from bloomery.journey.run import read_journal
 from bloomery.lineage import LINEAGE
@@ -25,12 +26,14 @@ ROW_COLOURS = {"base": "s6", "sft": "s1", "rl": "s2"}
 @dataclass(frozen=True)
 class View:
     """A journey's directory, or a single stage's. `steps` maps names to directories in the order they ran;
-    `problems` collects what could not be read, for the end of the page."""
+    `checkups` are what `diagnose` says of those that logged something; `problems` collects what could not be
+    read, for the end of the page."""
 
     out: Path
     steps: dict[str, Path]
     results: Json | None
     seconds: dict[str, float]
+    checkups: dict[str, Checkup] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @classmethod
@@ -43,7 +46,7 @@ class View:
                 numbers = results.collect(out)
             except (BloomeryError, KeyError, TypeError, AttributeError) as error:
                 problems.append(f"the evaluations could not be put together: {error}")
-        return cls(out, steps, numbers, seconds, problems)
+        return cls(out, steps, numbers, seconds, _checkups(out, steps, problems), problems)
 
     @property
     def rows(self) -> list[Row]:
@@ -106,6 +109,20 @@ def number_in(tree: Any, *keys: str) -> Number:
 
 def _float(value: Any) -> Number:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _checkups(out: Path, steps: dict[str, Path], problems: list[str]) -> dict[str, Checkup]:
+    """What `diagnose` says, by the names of the steps; nothing where nothing was logged."""
+    try:
+        found = diagnose(out)
+    except UsageError:
+        return {}
+    except BloomeryError as error:
+        problems.append(f"the run could not be examined: {error}")
+        return {}
+    if (out / LINEAGE).is_file():
+        return dict(zip(steps, found, strict=True))
+    return {one.table.name: one for one in found}
 
 
 def _steps(out: Path) -> tuple[dict[str, Path], dict[str, float]]:

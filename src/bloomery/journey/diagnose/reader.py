@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from bloomery.errors import ArtifactError, DataError, UsageError
-from bloomery.journey.diagnose.table import Column, Json, Status, Table, columns_of
+from bloomery.journey.diagnose.table import Column, Json, Status, Table, columns_of, leaves
 from bloomery.journey.run import read_journal
 from bloomery.lineage import LINEAGE, MANIFEST
 
@@ -76,11 +76,11 @@ def _journey(out: Path) -> list[Table]:
             steps[name] = path.parent
     found = {_round(name): _json(path / "evaluation.json") for name, path in steps.items() if _round(name)}
     before = _json(steps["evaluate-sft"] / "evaluation.json") if "evaluate-sft" in steps else {}
-    tables = []
+    recipe, tables = _settings(out / "recipe.yaml"), []
     for name, path in steps.items():
         number = name.removeprefix("ppo-")
         with_evaluation = {"before": before, "after": found[number]} if number in found else {}
-        tables.append(_stage(name, path, **with_evaluation))
+        tables.append(_stage(name, path, journey=recipe, **with_evaluation))
     return tables
 
 
@@ -89,7 +89,7 @@ def _round(name: str) -> str:
     return match[1] if match else ""
 
 
-def _stage(name: str, directory: Path, **evaluations: Json) -> Table:
+def _stage(name: str, directory: Path, **of_the_journey: Json) -> Table:
     path = directory / METRICS
     rows = list(_lines(path)) if path.is_file() else []
     return Table(
@@ -101,7 +101,7 @@ def _stage(name: str, directory: Path, **evaluations: Json) -> Table:
         settings=_settings(directory / "recipe.yaml"),
         state=_json(directory / STATE),
         card=_json(directory / "evaluation.json"),
-        **evaluations,
+        **of_the_journey,
     )
 
 
@@ -129,15 +129,7 @@ def _settings(path: Path) -> dict[str, Any]:
         return {}
     except yaml.YAMLError as error:
         raise ArtifactError("this is not YAML", where=path, got=error) from None
-    return dict(_leaves(tree)) if isinstance(tree, Mapping) else {}
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(leaves(tree)) if isinstance(tree, Mapping) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:

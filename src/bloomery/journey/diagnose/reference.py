@@ -1,5 +1,6 @@
 """Reference curves: what the default journey logs, three seeds, thinned. They lie in journey/reference, a
-file for each step, a line for each seed and metric; benchmarks/reference_curves.py makes them."""
+file for each step, a line for each seed and metric, beside the journeys' recipe;
+benchmarks/reference_curves.py makes them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from importlib.resources import files
 from statistics import fmean, median
 from typing import Any
 
-from bloomery.journey.diagnose.table import Column, Table, common_name
+import yaml
+
+from bloomery.journey.diagnose.table import Column, Json, Table, common_name, leaves
 
 _ROUND = re.compile(r"-\d+$")
 POINTS = 100
@@ -24,6 +27,24 @@ DIGITS = 4
 LEFT_OUT = ("timing/", "rollout/", "episode", "epoch", "train/tok_per_sec", "train/mfu")
 STEPS = {"pretrain": "base", "sft": "sft", "reward": "reward-1", "ppo": "ppo-1"}
 """The step of the default journey that a stage by itself is held against."""
+_TEXT = ("data", "world", "clean", "tokenizer", "encode", "pretrain")
+_FIRST = (*_TEXT, "sft", "first.answers", "first.label", "first.reward")
+_LATER = (*_TEXT, "sft", "first", "later.answers", "later.label", "later.reward")
+SECTIONS = {
+    "base": _TEXT,
+    "sft": (*_TEXT, "sft"),
+    "reward-1": _FIRST,
+    "ppo-1": (*_FIRST, "first.ppo"),
+    "reward-2": _LATER,
+    "ppo-2": (*_LATER, "later.ppo"),
+}
+"""The parts of a journey's recipe that a step's curves depend on; the last is the step's own."""
+NEAR = 1.5
+"""Numbers that differ by less than this factor make curves that can be compared."""
+# These change the draw, the place, the machine or how often one looks, not what is normal.
+_INDIFFERENT = {"seed", "root", "compute", "on_bad_row", "evaluate_every", "validate_every"}
+LONG = 20
+"""Characters of a setting that are still quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +79,60 @@ def curves(step: str, metric: str) -> list[Curve]:
     return [curve for curve in read_step(step) if common_name(curve.column.name) == wanted]
 
 
-def normal(table: Table, column: Column) -> list[Curve]:
-    """What this column looks like in the default journey: in the same step, or one of the same stage. Rounds
-    after the second are held against the second."""
+def step_of(table: Table) -> str:
+    """The step of the default journey that a table is held against: the same, or one of the same stage, or
+    none (""). Rounds after the second are held against the second."""
     names = (table.name, _ROUND.sub("-2", table.name), STEPS.get(table.stage, ""))
-    step = next((name for name in names if read_step(name)), "")
-    return curves(step, column.name)
+    return next((name for name in names if read_step(name)), "")
+
+
+def normal(table: Table, column: Column) -> list[Curve]:
+    """What this column looks like in the default journey; nothing where the settings are too different."""
+    return [] if unlike(table) else curves(step_of(table), column.name)
+
+
+@cache
+def settings() -> Json:
+    """The recipe of the journeys that the curves are of, with dotted keys."""
+    path = files("bloomery.journey") / "reference" / "recipe.yaml"
+    return dict(leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+
+
+def unlike(table: Table) -> list[str]:
+    """The settings because of which a table cannot be held against the default journey: its own and, where it
+    is a step of a journey, those of the steps before it ("kl_coef is 0.02, not 0.2").
+
+    Numbers may differ by less than a factor of `NEAR`. What a run does not say, or was no setting yet when
+    the curves were made, is not held against it.
+    """
+    sections = SECTIONS.get(step_of(table), ("",))
+    parts, own = tuple(f"{one}." for one in sections), f"{sections[-1]}."
+    yours = {**table.journey, **{own + key: value for key, value in table.settings.items()}}
+    found = []
+    for key, usual in settings().items():
+        if not f"{key}.".startswith(parts) or _INDIFFERENT & {*key.split(".")}:
+            continue
+        if key in yours and not _near(yours[key], usual):
+            found.append(key.removeprefix(own) + _differs(yours[key], usual))
+        elif usual is None and any(one.startswith(f"{key}.") for one in yours):
+            found.append(f"{key.removeprefix(own)} is set")
+    return found
+
+
+def _near(value: Any, usual: Any) -> bool:
+    numbers = [x for x in (value, usual) if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(numbers) < 2 or value == usual:
+        return bool(value == usual)
+    low, high = sorted(map(float, numbers))
+    return low > 0 and high < NEAR * low
+
+
+def _differs(value: Any, usual: Any) -> str:
+    """ " is 0.02, not 0.2", without what is too long to be quoted."""
+    here, there = (json.dumps(one, default=str) for one in (value, usual))
+    if len(there) > LONG:
+        return " is another"
+    return f" is not {there}" if len(here) > LONG else f" is {here}, not {there}"
 
 
 def lines(seed: int, columns: Iterable[Column]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -111,8 +111,9 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 @dataclass(frozen=True, slots=True)
 class Table:
     """A stage's columns by common name, and what else its directory says: `settings` is recipe.yaml with
-    dotted keys, `state` is trainer_state.json, `card` is evaluation.json, `before` the evaluation of the
-    model that was started from and `after` that of the model that was made (of a journey, where it has them).
+    dotted keys, `state` is trainer_state.json, `card` is evaluation.json. Of a step of a journey: `journey`
+    is the whole journey's recipe, `before` the evaluation of the model that was started from and `after` that
+    of the model that was made.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Table:
     columns: Mapping[str, Column] = field(default_factory=dict)
     status: Status = "unknown"
     settings: Json = field(default_factory=dict)
+    journey: Json = field(default_factory=dict)
     state: Json = field(default_factory=dict)
     card: Json = field(default_factory=dict)
     before: Json = field(default_factory=dict)
@@ -146,6 +148,15 @@ def number(tree: Any, *keys: str) -> float | None:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return float(tree) if isinstance(tree, int | float) and not isinstance(tree, bool) else None
+
+
+def leaves(tree: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a tree of settings says, each under its dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def columns_of(rows: Iterable[tuple[int, Json]]) -> dict[str, Column]:

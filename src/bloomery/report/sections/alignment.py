@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from bloomery.journey.results import Row
 from bloomery.report.bars import Bar, bar_plot
 from bloomery.report.html import Html
-from bloomery.report.plots import Number, Series, line_plot, smooth
+from bloomery.report.normal import normal, why_not
+from bloomery.report.plots import Number, Series, line_plot
 from bloomery.report.sections import figure, grid, missing, section
+from bloomery.report.sections.rounds import Rounds
 from bloomery.report.sections.training import COLOURS, curve, tax
-from bloomery.report.view import Json, Rows, View, column, number_in
+from bloomery.report.view import Json, View, column, number_in
 
 MANY_KINDS = 14
 
@@ -73,7 +75,7 @@ def by_kind(card: Json) -> Html:
     return figure(
         "By kind of comparison",
         "does it prefer what the oracle prefers? Last round; weakest first",
-        bar_plot(bars, as_percent=True, top=1.0, references=[(0.5, "chance")], name_width=186),
+        bar_plot(bars, as_percent=True, top=1.0, references=[(0.5, "chance")], name_width=204),
         "Policies learn the weak spots: a kind near chance is one where PPO can earn reward for the "
         "wrong thing." + rest,
     )
@@ -92,29 +94,36 @@ def kind_bar(name: str, accuracy: Number, n: float) -> Bar:
 
 
 def loss(view: View, numbers: Sequence[int]) -> Html:
-    series = [
-        s
-        for i, r in enumerate(numbers)
-        for s in curve(view.metrics(f"reward-{r}"), "loss", f"round {r}", COLOURS[i % 6])
-    ]
+    series = []
+    for i, r in enumerate(numbers):
+        step, colour = f"reward-{r}", COLOURS[i % 6]
+        series += normal(view, step, "loss", colour)
+        series += curve(view.metrics(step), "loss", f"round {r}", colour)
     return figure(
         "Loss",
         "per ranking, training",
         line_plot(series, x_label="step", describe="Reward model loss"),
-        "Starts near log 2 = 0.69, a coin toss, and falls.",
+        "Starts near log 2 = 0.69, a coin toss, and falls."
+        + why_not(view, *(f"reward-{r}" for r in numbers)),
     )
 
 
 def learning(view: View, numbers: Sequence[int]) -> Html:
-    rows = view.metrics(f"reward-{numbers[-1]}")
-    series = curve(rows, "accuracy", "training", "s1")
+    step = f"reward-{numbers[-1]}"
+    rows = view.metrics(step)
     x, y = column(rows, "eval_accuracy")
-    series += [Series("held out", x, y, "s2", "points")] if x else []
+    series = [
+        *normal(view, step, "accuracy", "s1"),
+        *normal(view, step, "eval_accuracy", "s2"),
+        *curve(rows, "accuracy", "training", "s1"),
+        *([Series("held out", x, y, "s2", "points")] if x else []),
+    ]
     return figure(
         "Accuracy while training",
         f"round {numbers[-1]}",
         line_plot(series, x_label="step", as_percent=True, describe="Reward model accuracy while training"),
-        "Training far above held-out means it learns the annotators’ slips by heart: stop earlier.",
+        "Training far above held-out means it learns the annotators’ slips by heart: stop earlier."
+        + why_not(view, step),
     )
 
 
@@ -143,45 +152,36 @@ def calibration(card: Json) -> Html | None:
 
 def reinforcement(view: View) -> Html:
     title = "Reinforcement learning, round by round"
-    logs = {r: view.metrics(f"ppo-{r}") for r in view.rounds}
-    logs = {r: rows for r, rows in logs.items() if rows}
-    if not logs:
+    rounds = Rounds.of(view)
+    if not rounds.parts:
         return section("ppo", title, "", missing("No PPO was logged in this run."))
-    joined, marks = chain(logs)
     points = [row for row in view.rows if row.name != "base"]
     judged = len(points) > 1 and any(row.get("graded_reward")[0] is not None for row in points)
     figures = [gold_and_proxy(points), behaviour(points)] if judged else []
     figures += [
-        along(
-            joined,
-            marks,
+        rounds.figure(
             "Reward",
             "per answer: the reward model’s score, and the score less the KL penalty",
             (("objective/scores", "score", "s2"), ("objective/rlhf_reward", "score − KL penalty", "s1")),
             "Should rise within a round; its level jumps in the next, because a new reward model judges "
             "anew.",
+            bands=1,
         ),
-        along(
-            joined,
-            marks,
+        rounds.figure(
             "KL to the SFT model",
             "nats per answer",
             (("objective/kl", "KL", "s1"),),
             "The leash. Steady growth is learning; an explosion is escape, and negative values are a bug.",
             zero=True,
         ),
-        along(
-            joined,
-            marks,
+        rounds.figure(
             "Entropy",
             "nats per answer",
             (("objective/entropy", "entropy", "s3"),),
             "Falls as the policy makes up its mind. Near zero it has stopped exploring.",
             zero=True,
         ),
-        along(
-            joined,
-            marks,
+        rounds.figure(
             "Length of answers",
             "tokens",
             (("completions/mean_length", "mean length", "s4"),),
@@ -189,8 +189,19 @@ def reinforcement(view: View) -> Html:
             zero=True,
         ),
     ]
-    if any("gold/graded_reward" in row for row in joined):
-        figures.append(gold_along(joined, marks))
+    if rounds.logs("gold/graded_reward"):
+        figures.append(
+            rounds.figure(
+                "Gold and proxy along the way",
+                "mean per answer, on the prompts PPO trains on",
+                (
+                    ("gold/graded_reward", "oracle (gold)", "s3"),
+                    ("objective/scores", "reward model (proxy)", "s2"),
+                ),
+                "Proxy up and gold down is over-optimisation: the policy pleases the reward model, not the "
+                "people.",
+            )
+        )
     if taxed := tax(view):
         figures.append(taxed)
     intro = (
@@ -201,67 +212,6 @@ def reinforcement(view: View) -> Html:
         "rankings, and goes on from there."
     )
     return section("ppo", title, intro, grid(*figures))
-
-
-def chain(logs: dict[int, Rows]) -> tuple[Rows, list[tuple[float, str]]]:
-    """The rounds' logs end to end, and where each begins."""
-    joined: Rows = []
-    marks: list[tuple[float, str]] = []
-    start = 0
-    for number, rows in logs.items():
-        if len(logs) > 1:
-            marks.append((float(start), f"round {number}"))
-        joined += [{**row, "step": start + row["step"]} for row in rows]
-        start += max(row["step"] for row in rows) + 1
-    return joined, marks
-
-
-def along(
-    rows: Rows,
-    marks: Sequence[tuple[float, str]],
-    title: str,
-    unit: str,
-    keys: Sequence[tuple[str, str, str]],
-    caption: str,
-    *,
-    zero: bool = False,
-) -> Html:
-    series = []
-    for key, name, colour in keys:
-        series += [s for look in ("faint", "line") for s in pieces(rows, marks, key, name, colour, look)]
-    plot = line_plot(series, x_label="PPO step", marks=marks, zero=zero, describe=title)
-    return figure(title, unit, plot, caption)
-
-
-def pieces(
-    rows: Rows, marks: Sequence[tuple[float, str]], key: str, name: str, colour: str, look: str
-) -> list[Series]:
-    """The averaged curve, with a gap where a round begins."""
-    starts = [at for at, _ in marks[1:]]
-    xs: list[float] = []
-    ys: list[Number] = []
-    for start, end in zip([float("-inf"), *starts], [*starts, float("inf")], strict=True):
-        x, y = column((row for row in rows if start <= row["step"] < end), key)
-        if xs and x:
-            xs.append(x[0])
-            ys.append(None)
-        xs += x
-        ys += smooth(y, max(1, len(x) // 10)) if look == "line" else y
-    return [Series(name, xs, ys, colour, look)] if xs else []
-
-
-def gold_along(rows: Rows, marks: Sequence[tuple[float, str]]) -> Html:
-    series = [
-        *pieces(rows, marks, "gold/graded_reward", "oracle (gold)", "s3", "faint"),
-        *pieces(rows, marks, "gold/graded_reward", "oracle (gold)", "s3", "line"),
-        *pieces(rows, marks, "objective/scores", "reward model (proxy)", "s2", "line"),
-    ]
-    return figure(
-        "Gold and proxy along the way",
-        "mean per answer, on the prompts PPO trains on",
-        line_plot(series, x_label="PPO step", marks=marks, describe="Gold and proxy reward"),
-        "Proxy up and gold down is over-optimisation: the policy pleases the reward model, not the people.",
-    )
 
 
 def gold_and_proxy(points: Sequence[Row]) -> Html:

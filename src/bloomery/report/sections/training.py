@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bloomery.report.bars import Bar, bar_plot
 from bloomery.report.html import Html
+from bloomery.report.normal import normal, why_not
 from bloomery.report.plots import Series, line_plot, smooth
 from bloomery.report.sections import figure, grid, missing, section
 from bloomery.report.sections.outcome import colour_of
@@ -30,7 +31,9 @@ def pretraining(view: View) -> Html:
     title = "Pretraining"
     if not rows:
         return section("pretraining", title, "", missing("No pretraining was logged in this run."))
-    loss = line_plot(curve(rows, "train/loss", "training", "s1"), x_label="step", describe="Pretraining loss")
+    why = why_not(view, "base")
+    losses = [*normal(view, "base", "train/loss", "s1"), *curve(rows, "train/loss", "training", "s1")]
+    loss = line_plot(losses, x_label="step", describe="Pretraining loss")
     rate = line_plot(
         [Series("learning rate", *column(rows, "lr"), "s6")],
         x_label="step",
@@ -43,7 +46,7 @@ def pretraining(view: View) -> Html:
             "nats per token; the faint line is raw, the strong one averaged",
             loss,
             "Look for a steep fall, then a slow one. A rise or a jump that stays is a learning rate too "
-            "high.",
+            "high." + why,
         ),
         figure(
             "Learning rate",
@@ -54,12 +57,14 @@ def pretraining(view: View) -> Html:
     ]
     bits = held_out(rows)
     if bits:
+        bits = [*normal(view, "base", "val/bpb", bits[0].colour), *bits]
         figures.append(
             figure(
                 "Held-out bits per byte",
                 "documents that were never trained on; of the sources, the hardest",
                 line_plot(bits, x_label="step", describe="Held-out bits per byte"),
-                "Should fall with the training loss. Rising while the loss falls means learning by heart.",
+                "Should fall with the training loss. Rising while the loss falls means learning by heart."
+                + why,
             )
         )
     sources = by_source(view)
@@ -107,13 +112,19 @@ def finetuning(view: View) -> Html:
     title = "Supervised fine-tuning"
     if not rows:
         return section("sft", title, "", missing("No fine-tuning was logged in this run."))
-    losses = [*curve(rows, "loss", "training", "s1"), *held_out_loss(rows)]
+    why = why_not(view, "sft")
+    losses = [
+        *normal(view, "sft", "loss", "s1"),
+        *normal(view, "sft", "eval_loss", "s2"),
+        *curve(rows, "loss", "training", "s1"),
+        *held_out_loss(rows),
+    ]
     figures = [
         figure(
             "Loss",
             "nats per assistant token",
             line_plot(losses, x_label="step", describe="SFT loss"),
-            "Both should fall together. Held-out turning up while training falls is the time to stop.",
+            "Both should fall together. Held-out turning up while training falls is the time to stop." + why,
         ),
     ]
     entropy = curve(rows, "entropy", "entropy", "s3")
@@ -123,13 +134,16 @@ def finetuning(view: View) -> Html:
             figure(
                 "Entropy of the answers",
                 "nats per token",
-                line_plot(entropy, x_label="step"),
+                line_plot([*normal(view, "sft", "entropy", "s3"), *entropy], x_label="step"),
                 "How undecided the model is. Near zero it always says the same, and PPO has nothing to "
-                "choose from.",
+                "choose from." + why,
             )
         )
     elif accuracy:
-        figures.append(figure("Token accuracy", "", line_plot(accuracy, x_label="step", as_percent=True)))
+        accuracy = [*normal(view, "sft", "mean_token_accuracy", "s3"), *accuracy]
+        figures.append(
+            figure("Token accuracy", "", line_plot(accuracy, x_label="step", as_percent=True), why)
+        )
     intro = (
         "The model imitates demonstrations; only the assistant’s words are trained on. Demonstrators who "
         "know more "
