@@ -1,6 +1,7 @@
 # make demo    set up a fresh machine (Python 3.11 or newer) and run the default journey
 # make test    set up a fresh machine and pass every check
 # make lint    ruff and mypy only
+# make mutations   plant faults in copies of the source: the tests must notice each (ARGS=--list, JOBS=1 or 2)
 # make docs    write docs/cli.md again
 # make bench   ours against its peers; writes runs/bench/results.json (benchmarks/README.md)
 # make peers   install those peers, outside the project's own environment
@@ -28,7 +29,7 @@ AGAIN = for try in 1 2 3; do $(1) && exit 0; echo "==> try $$try failed"; sleep 
         echo "==> the installation failed three times; see $(VENV)/install.log" >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench peers clean
+.PHONY: help demo test mutations lint docs bench peers clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -64,6 +65,9 @@ lint: $(VENV)/.test-stamp
 test: lint
 	@echo "==> pytest ($(JOBS) processes)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+mutations: $(VENV)/.test-stamp
+	@PYTHONPATH=tests $(BIN)/python -m mutations -j $(JOBS) $(ARGS)
 
 docs: $(VENV)/.test-stamp
 	@$(BIN)/python dev/write_cli_docs.py

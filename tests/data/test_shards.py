@@ -52,6 +52,8 @@ def test_the_split_is_by_text_alone() -> None:
     assert 150 < len(held) < 250
     assert held < {text for text in texts if in_val(text, 0.2)}
     assert not any(in_val(text, 0.0) for text in texts)
+    # In every process: `printf "the split is by text" | sha256sum` begins with 2e81, which is 0.1817 of ffff.
+    assert [in_val("the split is by text", share) for share in (0.18, 0.185)] == [False, True]
 
 
 def test_a_split_without_documents_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:

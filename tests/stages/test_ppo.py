@@ -597,6 +597,75 @@ def test_more_parts_of_the_reward_add_up_and_one_without_weight_changes_no_bit(
     )
 
 
+def test_every_step_draws_other_answers(
+    place: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same prompt, of a policy that stands still."""
+    drawn: list[list[tuple[int, ...]]] = []
+    real = online.ask
+
+    def asked(*args: Any, **settings: Any) -> list[Rollout]:
+        rollouts = real(*args, **settings)
+        drawn.append([r.completion.tokens for r in rollouts])
+        return rollouts
+
+    monkeypatch.setattr(online, "ask", asked)
+    prompts = (tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": "tea"}]),)
+    still = Optimiser(learning_rate=1e-12, schedule="constant", warmup=0)
+    run(place, model_dir, tmp_path / "out", steps=2, prompts=prompts, optimiser=still)
+    assert len(set(drawn[0])) > 1
+    assert drawn[0] != drawn[1]
+
+
+def test_policy_and_critic_each_learn_at_their_own_rate(
+    place: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learners: list[Learner] = []
+    real = ppo.improve
+
+    def improve(recipe: Ppo, step: int, experience: Experience, learner: Learner, *rest: Any) -> Any:
+        learners.append(learner)
+        return real(recipe, step, experience, learner, *rest)
+
+    monkeypatch.setattr(ppo, "improve", improve)
+    rates = {"schedule": "constant", "warmup": 0}
+    slow = Optimiser(learning_rate=0.001, weight_decay=0.25, **rates)
+    fast = Optimiser(learning_rate=0.01, weight_decay=0.5, **rates)
+    (row,) = run(place, model_dir, tmp_path / "out", steps=1, optimiser=slow, critic=fast)
+    found = [one.param_groups[0] for one in (learners[0].optimizer, learners[0].critic_optimizer)]
+    assert [(one["lr"], one["weight_decay"]) for one in found] == [(0.001, 0.25), (0.01, 0.5)]
+    assert row["lr"] == 0.001
+
+
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
+    place: Path, model_dir: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off in the fourth of five steps, against a run left in peace: policy, critic, both optimizers,
+    prompts, draws, minibatches and pretraining text go on as if nothing had been."""
+    fast = Optimiser(learning_rate=0.01, schedule="cosine", warmup=1)
+    text = {"corpus": corpus.path, "ptx_coef": 1.0, "ptx_batch": 2, "ptx_length": 16}
+    settings: dict[str, Any] = {
+        "steps": 5,
+        "target_kl": None,
+        "optimiser": fast,
+        "critic": fast,
+        "compute": Compute(threads=1, checkpoint_every=2),
+        **text,
+    }
+    whole = run(place, model_dir, tmp_path / "whole", **settings)
+    tiny.break_off(monkeypatch, ppo, "improve", 4)
+    with pytest.raises(MemoryError):
+        run(place, model_dir, tmp_path / "broken", **settings)
+    gone_on = run(place, model_dir, tmp_path / "broken", **settings)
+    state = json.loads((tmp_path / "broken" / "trainer_state.json").read_text())
+    assert state["resumed_at"] == [2]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert weights[0] == weights[1]
+    for one, other in zip(whole, gone_on, strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[name] == other[name] for name in one if not name.startswith(tiny.CLOCKS))
+
+
 def test_ptx_needs_a_corpus_and_a_coefficient(
     place: Path, model_dir: Path, corpus: Corpus, tmp_path: Path
 ) -> None:

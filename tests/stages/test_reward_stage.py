@@ -265,6 +265,20 @@ def test_the_first_step_by_hand(
     torch.testing.assert_close(found["gradient"], tiny.gradient(want, start), atol=1e-5, rtol=1e-4)
 
 
+def test_every_step_replays_other_text(
+    chat: Chat, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = tiny.replayed(monkeypatch)
+    text = {
+        "corpus": tiny.corpus(chat.tokenizer, tmp_path / "corpus").path,
+        "replay": {"coef": 1.0, "length": 20},
+    }
+    train(model_dir, [save(SAID, tmp_path / "said.jsonl")], tmp_path / "out", batch=1, **text)
+    steps = [row["step"] for row in tiny.lines(tmp_path / "out" / "metrics.jsonl")]
+    assert numbers == steps
+    assert len(steps) > 1
+
+
 def many(num: int, seed: int) -> list[Ranking]:
     """Prompts of three words, three answers each; those that speak of jam are best."""
     draw = np.random.default_rng(seed)

@@ -191,6 +191,16 @@ def test_without_weight_or_corpus_no_text_is_replayed(chat: Chat, model_dir: Pat
     assert made["none"] == made["zero"] != made["some"]
 
 
+def test_every_step_replays_other_text(
+    chat: Chat, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = tiny.replayed(monkeypatch)
+    text = {"corpus": tiny.corpus(chat.tokenizer, tmp_path / "corpus").path, "replay": {"length": 20}}
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
+    metrics = train(model_dir, [file], tmp_path / "out", batch=2, epochs=2, **text)
+    assert numbers == [row["step"] for row in metrics] == [0, 1, 2, 3, 4]
+
+
 def test_who_is_held_out_is_decided_by_name(model_dir: Path, tmp_path: Path, watch: Watch) -> None:
     few = rows([TALKS[i % 5] for i in range(20)], "few")
     more = rows([TALKS[i % 4] for i in range(15)], "more")

@@ -17,6 +17,7 @@ from bloomery.data.batches import TokenBatch
 from bloomery.data.shards import Corpus, write_shards
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel
+from bloomery.stages import common
 from bloomery.stages.common import Compute, Training
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Annotator, Candidate, Document, Message, Policy, Ranking
@@ -151,6 +152,19 @@ def ranking(
             **fields,
         }
     )
+
+
+def replayed(monkeypatch: Any) -> list[int]:
+    """The number of each batch of pretraining text that a stage reads beside its own task; filled by the next
+    run."""
+    numbers, real = list[int](), common.pack_documents
+
+    def pack_documents(*args: Any, step: int, **rest: Any) -> TokenBatch:
+        numbers.append(step)
+        return real(*args, step=step, **rest)
+
+    monkeypatch.setattr(common, "pack_documents", pack_documents)
+    return numbers
 
 
 def break_off(monkeypatch: Any, module: Any, name: str, call: int) -> None:

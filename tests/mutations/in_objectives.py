@@ -1,0 +1,296 @@
+"""Faults in the mathematics: log-probs, masks, reductions, advantages, KL, and every family of losses."""
+
+from __future__ import annotations
+
+from mutations.mutation import Mutation
+
+TOKEN, RL = ("objectives/test_token.py",), ("objectives/test_rl.py",)
+GROUP, POLICY = ("objectives/test_group_advantages.py",), ("objectives/test_policy_losses.py",)
+PREFERENCE, REWARD = ("objectives/test_preference.py",), ("objectives/test_reward.py",)
+
+OBJECTIVES = (
+    # Log-probs of tokens, masks, the one reduction.
+    Mutation(
+        "logprob-of-the-token-itself",
+        "objectives/token.py",
+        "ids = tokens[row, column + 1]",
+        "ids = tokens[row, column]",
+        TOKEN,
+    ),
+    Mutation(
+        "logits-one-late",
+        "objectives/token.py",
+        "torch.log_softmax(logits[:, :-1].float(), dim=-1)",
+        "torch.log_softmax(logits[:, 1:].float(), dim=-1)",
+        TOKEN,
+    ),
+    Mutation(
+        "temperature-without-slope",
+        "objectives/token.py",
+        "-grad[:, None] / ctx.temperature",
+        "-grad[:, None]",
+        TOKEN,
+    ),
+    Mutation(
+        "entropy-negative",
+        "objectives/token.py",
+        "spread[rows] = total - (shares * part).sum(-1)",
+        "spread[rows] = (shares * part).sum(-1) - total",
+        TOKEN,
+    ),
+    Mutation(
+        "mask-multiplied",
+        "objectives/token.py",
+        "torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).sum() / denominator",
+        "(x * mask).sum() / denominator",
+        TOKEN,
+    ),
+    Mutation(
+        "denominator-local", "objectives/token.py", ".sum() / denominator", ".sum() / mask.sum()", TOKEN
+    ),
+    Mutation(
+        "value-of-the-state-after",
+        "objectives/token.py",
+        "torch.cat([scores.new_zeros(len(scores), 1), scores[:, :-1]], dim=1)",
+        "torch.cat([scores.new_zeros(len(scores), 1), scores[:, 1:]], dim=1)",
+        TOKEN,
+    ),
+    Mutation(
+        "score-on-the-first-token",
+        "objectives/token.py",
+        "later = mask.flip(1).cumsum(1).flip(1)",
+        "later = mask.cumsum(1)",
+        TOKEN,
+    ),
+    # Advantages, values, KL.
+    Mutation("leash-pulls-away", "objectives/advantage.py", "-beta * ratio_log", "beta * ratio_log", RL),
+    Mutation(
+        "gae-without-lambda",
+        "objectives/advantage.py",
+        "delta + gamma * lam * next_advantage",
+        "delta + gamma * next_advantage",
+        RL,
+    ),
+    Mutation(
+        "gae-bootstraps-from-padding",
+        "objectives/advantage.py",
+        "next_value = torch.where(here, values[:, t], next_value)",
+        "next_value = values[:, t]",
+        RL,
+    ),
+    Mutation(
+        "whitening-counts-padding",
+        "objectives/advantage.py",
+        "counted = x[mask]",
+        "counted = x.flatten()",
+        RL,
+    ),
+    Mutation(
+        "value-clip-optimistic",
+        "objectives/value.py",
+        "torch.maximum(free, clipped)",
+        "torch.minimum(free, clipped)",
+        RL,
+    ),
+    Mutation(
+        "ppo-clip-wrong-side",
+        "objectives/policy.py",
+        "torch.maximum(free, clipped), clipped > free",
+        "torch.minimum(free, clipped), clipped > free",
+        RL,
+    ),
+    Mutation(
+        "ppo-advantage-sign",
+        "objectives/policy.py",
+        "free = -advantages * ratio",
+        "free = advantages * ratio",
+        RL,
+    ),
+    Mutation(
+        "k3-of-the-other-direction",
+        "objectives/policy.py",
+        "torch.expm1(-log_ratio) + log_ratio",
+        "torch.expm1(log_ratio) - log_ratio",
+        RL,
+    ),
+    Mutation("k2-without-half", "objectives/policy.py", "log_ratio.square() / 2", "log_ratio.square()", RL),
+    Mutation(
+        "kl-controller-runs-away",
+        "objectives/policy.py",
+        "coef * (1 + rate * error)",
+        "coef * (1 - rate * error)",
+        POLICY,
+    ),
+    Mutation(
+        "clip-higher-ignored",
+        "objectives/policy.py",
+        "1 + (clip if clip_higher is None else clip_higher)",
+        "1 + clip",
+        POLICY,
+    ),
+    Mutation(
+        "cispo-weight-learns",
+        "objectives/policy.py",
+        "weight = log_ratio(logprobs, old_logprobs, mask).detach().exp()",
+        "weight = log_ratio(logprobs, old_logprobs, mask).exp()",
+        POLICY,
+    ),
+    Mutation(
+        "gspo-sums-instead-of-means",
+        "objectives/policy.py",
+        "mean = moved.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)",
+        "mean = moved.sum(1, keepdim=True)",
+        POLICY,
+    ),
+    Mutation(
+        "sequence-mean-without-rows",
+        "objectives/policy.py",
+        "return rows * counted.clamp(min=1)",
+        "return counted.clamp(min=1)",
+        POLICY,
+    ),
+    # Groups of answers.
+    Mutation(
+        "grpo-std-of-the-population",
+        "objectives/group.py",
+        "returns.std(1, keepdim=True) + eps",
+        "returns.std(1, keepdim=True, unbiased=False) + eps",
+        GROUP,
+    ),
+    Mutation(
+        "rounding-taken-for-an-advantage",
+        "objectives/group.py",
+        "return torch.where(constant_groups(returns)[:, None], torch.zeros_like(less), less)",
+        "return less",
+        GROUP,
+    ),
+    Mutation(
+        "mean-over-all-groups",
+        "objectives/group.py",
+        "less = returns - returns.mean(1, keepdim=True)",
+        "less = returns - returns.mean()",
+        GROUP,
+    ),
+    Mutation(
+        "rloo-leaves-nobody-out",
+        "objectives/group.py",
+        "centred(returns) * (n / (n - 1))",
+        "centred(returns)",
+        GROUP,
+    ),
+    Mutation(
+        "reward-so-far-for-to-go",
+        "objectives/group.py",
+        "rewards.flip(-1).cumsum(-1).flip(-1)",
+        "rewards.cumsum(-1)",
+        GROUP,
+    ),
+    # Preferences without a reward model.
+    Mutation(
+        "dpo-sign",
+        "objectives/preference.py",
+        "h = beta * (chosen_ratio - rejected_ratio)\n",
+        "h = beta * (rejected_ratio - chosen_ratio)\n",
+        PREFERENCE,
+    ),
+    Mutation(
+        "dpo-smooths-the-wrong-way",
+        "objectives/preference.py",
+        "- label_smoothing * logsigmoid(-h)",
+        "- label_smoothing * logsigmoid(h)",
+        PREFERENCE,
+    ),
+    Mutation("ipo-margin-doubled", "objectives/preference.py", "- 1 / (2 * beta)", "- 1 / beta", PREFERENCE),
+    Mutation(
+        "ipo-lengths-exchanged",
+        "objectives/preference.py",
+        "chosen_ratio / chosen_length, rejected_ratio / rejected_length",
+        "chosen_ratio / rejected_length, rejected_ratio / chosen_length",
+        PREFERENCE,
+    ),
+    Mutation(
+        "kto-likes-what-was-rejected",
+        "objectives/preference.py",
+        "torch.sigmoid(beta * (kl - rejected_ratio))",
+        "torch.sigmoid(beta * (rejected_ratio - kl))",
+        PREFERENCE,
+    ),
+    Mutation(
+        "orpo-probabilities-for-odds",
+        "objectives/preference.py",
+        "odds = chosen - log1mexp(chosen) - rejected + log1mexp(rejected)",
+        "odds = chosen - rejected",
+        PREFERENCE,
+    ),
+    Mutation(
+        "simpo-one-length-for-both",
+        "objectives/preference.py",
+        "chosen_logps / chosen_length - rejected_logps / rejected_length\n    return -logsigmoid",
+        "(chosen_logps - rejected_logps) / chosen_length\n    return -logsigmoid",
+        PREFERENCE,
+    ),
+    Mutation(
+        "simpo-margin-given-away",
+        "objectives/preference.py",
+        "logsigmoid(beta * margin - gamma)",
+        "logsigmoid(beta * margin + gamma)",
+        PREFERENCE,
+    ),
+    # Rankings.
+    Mutation(
+        "ranking-summed-over-its-pairs",
+        "objectives/reward.py",
+        "return _known(loss, pairs).sum((1, 2)) / count",
+        "return _known(loss, pairs).sum((1, 2))",
+        REWARD,
+    ),
+    Mutation(
+        "tie-lost-by-the-first",
+        "objectives/reward.py",
+        "return pairs, 0.5 + 0.5 * gap.sign().float()",
+        "return pairs, (gap > 0).float()",
+        REWARD,
+    ),
+    Mutation(
+        "worse-rank-wins",
+        "objectives/reward.py",
+        "gap = ranks[:, None, :] - ranks[:, :, None]",
+        "gap = ranks[:, :, None] - ranks[:, None, :]",
+        REWARD,
+    ),
+    Mutation(
+        "answers-that-are-not-there-compete",
+        "objectives/reward.py",
+        "pairs = mask[:, :, None] & mask[:, None, :] & upper",
+        "pairs = mask[:, :, None] & upper",
+        REWARD,
+    ),
+    Mutation(
+        "plackett-luce-chosen-from-the-better",
+        "objectives/reward.py",
+        "(wanted.ranks[:, None, :] >= wanted.ranks[:, :, None])",
+        "(wanted.ranks[:, None, :] <= wanted.ranks[:, :, None])",
+        REWARD,
+    ),
+    Mutation(
+        "plackett-luce-counts-the-last-choice",
+        "objectives/reward.py",
+        "(left.sum(2) > 1)",
+        "(left.sum(2) > 0)",
+        REWARD,
+    ),
+    Mutation(
+        "margin-helps-the-winner",
+        "objectives/reward.py",
+        "gap = gap - margin * side",
+        "gap = gap + margin * side",
+        REWARD,
+    ),
+    Mutation(
+        "centring-pulls-pairs-together",
+        "objectives/reward.py",
+        "(scores[:, :, None] + scores[:, None, :]).square()",
+        "(scores[:, :, None] - scores[:, None, :]).square()",
+        REWARD,
+    ),
+)

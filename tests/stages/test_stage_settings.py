@@ -1,0 +1,41 @@
+"""The settings that stages share, each where it belongs: rates and the optimizer by hand, what is held out
+against sha256 as another program computes it."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from bloomery.stages.common import Optimiser, is_held_out
+
+
+def test_every_setting_of_the_optimizer_has_its_place() -> None:
+    told = Optimiser(learning_rate=0.5, beta1=0.7, beta2=0.8, weight_decay=0.25)
+    matrices, vectors = told.adamw(nn.Linear(2, 2)).param_groups
+    assert (matrices["lr"], matrices["betas"], matrices["weight_decay"]) == (0.5, (0.7, 0.8), 0.25)
+    assert (vectors["lr"], vectors["betas"], vectors["weight_decay"]) == (0.5, (0.7, 0.8), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"schedule": "constant", "warmup": 2}, [4.0, 8.0, 8.0, 8.0, 8.0, 8.0]),
+        ({"schedule": "linear", "warmup": 2, "floor": 0.5}, [4.0, 8.0, 7.0, 6.0, 5.0, 4.0]),
+        (
+            {"schedule": "linear", "warmup": 100, "floor": 0.0},
+            [4.0, 8.0, 4.0, 0.0],
+        ),  # half of the run at most
+    ],
+)
+def test_the_rate_of_every_step(settings: dict[str, float], rates: list[float]) -> None:
+    told = Optimiser(learning_rate=8.0, **settings)
+    optimizer = told.adamw(nn.Linear(2, 2))
+    for step, rate in enumerate(rates):
+        assert told.schedule_step(optimizer, step, len(rates)) == pytest.approx(rate)
+        assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 2
+
+
+def test_what_is_held_out_is_the_same_in_every_process() -> None:
+    # The first 8 bytes of `printf "0/held out/talk-0" | sha256sum`, least first, without a bit, end in 5302.
+    assert [is_held_out("talk-0", share) for share in (0.53, 0.5304)] == [False, True]
+    assert not is_held_out("talk-0", 0.0)
