@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grpo": ("grpo", "Improve a policy without a critic: answers measured against each other."),
     "prefer": ("prefer", "Train a policy on rankings directly: DPO and its family."),
     "prefer-online": ("prefer_online", "Train a policy on its own answers, ranked by a reward: online DPO."),
+    "best-of-n": ("best_of_n", "Answer prompts n times and keep what a reward likes best."),
+    "rejection": ("rejection", "Fine-tune a policy on the best of its own answers: rejection sampling."),
     "evaluate": ("evaluate", "Measure a model: the oracle's table, held-out text, divergence."),
 }
 

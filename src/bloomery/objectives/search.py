@@ -17,7 +17,7 @@ from torch import Tensor
 from bloomery.errors import UsageError
 from bloomery.registry import Registry
 
-keepers: Registry[Callable[[Tensor], Tensor]] = Registry("way to keep answers")
+keepers: Registry[Callable[..., Tensor]] = Registry("way to keep answers")
 
 
 def best_of_n_kl(n: int) -> float:
@@ -79,7 +79,9 @@ def expected_best(scores: Tensor, values: Tensor, n: int) -> Tensor:
 
 @keepers.register("best")
 def best(scores: Tensor, *, count: Annotated[int, Field(ge=1)] = 1) -> Tensor:
-    """The `count` best answers to each prompt (Llama 2, 2307.09288, section 3.2.3); of equals the first.
+    """The `count` best answers to each prompt; of equals the first drawn.
+
+    With a count of 1: RAFT (Dong et al. 2023, 2304.06767) and Llama 2 (2307.09288, section 3.2.3).
 
     Args:
         scores: `[P, n]`; here and below, an answer of score -inf is never kept.
@@ -100,8 +102,7 @@ def above(scores: Tensor, *, threshold: float) -> Tensor:
 def top(scores: Tensor, *, share: Annotated[float, Field(gt=0, le=1)]) -> Tensor:
     """The best `share` of all prompts' answers together, at least one; what ties with the last is kept too.
 
-    RAFT (Dong et al. 2023, 2304.06767) compares answers to different prompts in this way, so prompts on
-    which every answer scores high give most of what is kept.
+    Answers to different prompts are compared, so prompts on which all answers score high give the most.
     """
     may = scores[scores > -math.inf]
     if not len(may):

@@ -58,6 +58,8 @@ for _name, _schema in (
     ("grpo", "Grpo"),
     ("prefer", "Prefer"),
     ("prefer_online", "PreferOnline"),
+    ("best_of_n", "BestOfN"),
+    ("rejection", "Rejection"),
     ("evaluate", "Evaluate"),
 ):
     STAGES.register(_name)(Stage(_name, _schema))

@@ -61,7 +61,6 @@ class Asking(Section):
     """Taken from the score of an answer that did not end."""
     score_clip: float | None = Field(None, gt=0)
     """Scores are clipped to plus or minus this."""
-    compute: Compute = Compute()
 
     @model_validator(mode="after")
     def _rewarded(self) -> Asking:
@@ -85,6 +84,7 @@ class Online(Asking):
     minibatches: int = Field(2, ge=1)
     """Optimizer steps of a pass."""
     optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
+    compute: Compute = Compute()
 
 
 class Sampler:

@@ -9,7 +9,8 @@
         hub.save(model, out)
         run.finish(tokenizer=recipe.tokenizer, summary="...")
 
-A stage that does not train leaves out `track` and `steps`.
+A stage that does not train leaves out `track` and `steps`; one that has only its `state` to remember says
+`run.track()`.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Run:
         self.progress = progress(stage)
         self._modules: dict[str, nn.Module] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._tracked = False
         self._metrics: MetricsWriter | None = None
         self._last: dict[str, Any] = {}
         self._resumed_at: list[int] = []
@@ -130,11 +132,13 @@ class Run:
     # -------------------------------------------------------------------------------------- the loop
 
     def track(self, **parts: nn.Module | torch.optim.Optimizer) -> None:
-        """Name what a checkpoint must hold: everything that training changes. Called once, before the loop.
+        """Name what a checkpoint must hold: everything that training changes, besides `state`. Called once,
+        before the loop.
 
         If the directory holds a valid checkpoint, the parts, `state` and `guard` are set to it, and
         metrics.jsonl is cut back to that moment. Raises `ArtifactError` when it does not fit the parts.
         """
+        self._tracked = True
         for name, part in parts.items():
             if isinstance(part, torch.optim.Optimizer):
                 self._optimizers[name] = part
@@ -208,7 +212,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of everything tracked, now. Only between steps does that make sense."""
-        if not self._modules and not self._optimizers:
+        if not self._tracked:
             return
         if self._metrics is not None:
             self._metrics.sync()
