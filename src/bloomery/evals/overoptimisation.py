@@ -143,7 +143,7 @@ def ranged(value: float, drawn: Floats) -> Ranged:
 
 def _peak(law: Law, best: Floats, drawn: Floats, farthest: float) -> Peak | None:
     (d,), (gain,) = peaks(law, best[None])
-    if not np.isfinite(d):
+    if not np.isfinite(d * d):
         return None
     ds, gains = peaks(law, drawn)
     return Peak(

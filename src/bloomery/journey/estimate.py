@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from bloomery.data.rows import read_lines
 from bloomery.journey.steps import Plan
 from bloomery.models.config import LlamaConfig
+from bloomery.recipe import input_paths
 
 SHARE = {"train": 0.40, "generate": 0.12, "score": 0.50}
 """Part of the speed of a large matrix product that each kind of loop reaches."""
@@ -42,15 +43,18 @@ class Estimate:
 
 @dataclass(slots=True)
 class Known:
-    """What earlier steps of a plan tell about later ones. `conversations` is (number, tokens of each)."""
+    """What earlier steps of a plan tell about later ones: `model` is what the next one starts from, `models`
+    are those of all steps, `conversations` is (number, tokens of each), `share` how many slates are kept."""
 
     speed: float
     people: int = 0
     text_bytes: float = 0.0
     vocab: int = 2048
     model: LlamaConfig | None = None
+    models: dict[str, LlamaConfig] = field(default_factory=dict)
     conversations: tuple[int, float] = (0, TOKENS_PER_CONVERSATION)
     slates: int = 0
+    share: float = 1.0
 
     @property
     def config(self) -> LlamaConfig:
@@ -90,8 +94,14 @@ def matmul_speed(dtype: torch.dtype = torch.float32, size: int = 512, seconds: f
 
 def estimate(plan: Plan, speed: float) -> list[Estimate]:
     """One estimate for each step; `speed` in operations a second, as `matmul_speed` measures it."""
-    known = Known(speed)
-    return [ESTIMATORS[step.stage](step.recipe, known) for step in plan.steps]
+    known, found = Known(speed), list[Estimate]()
+    for step in plan.steps:
+        started = [known.models[p.name] for _, p in input_paths(step.recipe) if p.name in known.models]
+        known.model = next(iter(started), known.model)
+        found.append(ESTIMATORS[step.stage](step.recipe, known))
+        if found[-1].parameters and known.model is not None:
+            known.models[step.name] = known.model
+    return found
 
 
 def _world(recipe: Any, known: Known) -> Estimate:
@@ -161,11 +171,17 @@ def _label(recipe: Any, known: Known) -> Estimate:
     return Estimate(0, PROCESS + 4 * known.parameters + 2e8, seconds + judged, disk)
 
 
+def _spoil(recipe: Any, known: Known) -> Estimate:
+    known.share = recipe.share
+    return Estimate(0, PROCESS, 1 + known.slates / 1000, 4000 * known.share * known.slates)
+
+
 def _reward(recipe: Any, known: Known) -> Estimate:
     rows, num_bytes = _size(recipe.rankings)
     slates, answers, length = (known.slates, 6.0, known.conversations[1])
     if rows:
         slates, answers, length = rows, 2.0, num_bytes / rows / 2 / BYTES_PER_TOKEN
+    slates = round(slates * known.share)
     tokens = recipe.epochs * slates * answers * length
     seconds = known.seconds("train", tokens, length, passes=3)
     seconds += _replayed(recipe, known, recipe.epochs * slates / recipe.batch)
@@ -193,6 +209,14 @@ def _grpo(recipe: Any, known: Known) -> Estimate:
     return known.training(per_step * length / recipe.minibatches, drawn + scored + learned)
 
 
+def _best_of_n(recipe: Any, known: Known) -> Estimate:
+    asked = PER_PERSON["questions"] * known.people if recipe.world else 0
+    answers = min(asked, recipe.limit or asked) * recipe.samples
+    drawn = known.seconds("generate", answers * TOKENS_PER_ANSWER, TOKENS_PER_CONVERSATION)
+    scored = known.seconds("score", answers * TOKENS_PER_CONVERSATION, TOKENS_PER_CONVERSATION)
+    return Estimate(0, PROCESS + 12 * known.parameters, drawn + scored, 100 * answers)
+
+
 def _evaluate(recipe: Any, known: Known) -> Estimate:
     asked = (
         PER_PERSON["questions"] * known.people
@@ -213,9 +237,11 @@ ESTIMATORS: dict[str, Callable[[Any, Known], Estimate]] = {
     "pretrain": _pretrain,
     "sft": _sft,
     "label": _label,
+    "spoil": _spoil,
     "reward": _reward,
     "ppo": _ppo,
     "grpo": _grpo,
+    "best_of_n": _best_of_n,
     "evaluate": _evaluate,
 }
 

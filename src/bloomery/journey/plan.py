@@ -3,19 +3,20 @@
     world -> data -> tokenizer -> corpus -> base -> sft -> (label -> reward -> ppo) per round; evaluations
 
 With files of your own (`data.documents`) the rankings come from files too, so there is one round at most.
+With a `lab` the embedded world goes from sft into the over-optimisation laboratory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from bloomery.errors import RecipeError, UsageError
+from bloomery.errors import RecipeError, UsageError, nearest
 from bloomery.journey.run import Run
-from bloomery.journey.settings import Answers, Journey, _Journey
+from bloomery.journey.settings import ENSEMBLE, HELD_OUT, Answers, Journey, Opponent, _Journey
 from bloomery.journey.steps import Plan, Step
 from bloomery.recipe import Section
 from bloomery.stages import STAGES
@@ -33,6 +34,8 @@ def runs() -> dict[str, Run]:
 
 def make_plan(journey: _Journey, out: Path) -> Plan:
     """The steps of a journey into `out`. Raises `RecipeError` for settings that a stage refuses together."""
+    if journey.lab is not None:
+        return lab_plan(journey, out)
     return files_plan(journey, out) if journey.data.documents else world_plan(journey, out)
 
 
@@ -60,9 +63,26 @@ class Steps:
         return Plan(tuple(self.steps), last)
 
 
-def world_plan(j: _Journey, out: Path) -> Plan:
-    """The embedded world: everything is made, judged and measured against its ground truth."""
-    add = (steps := Steps(j, out)).add
+class Begun(NamedTuple):
+    """What the embedded world's plans have in common: where its steps up to sft leave what."""
+
+    world: Path
+    tokenizer: Path
+    corpus: Path
+    base: Path
+    sft: Path
+    measured: dict[str, Any]
+    """Inputs of every evaluation."""
+
+    @property
+    def shown(self) -> Path:
+        """The demonstrations."""
+        return self.world / "demonstrations.jsonl"
+
+
+def begin(j: _Journey, steps: Steps) -> Begun:
+    """The embedded world, a base model and an SFT model, both evaluated."""
+    add = steps.add
     world = add("world", "world", j.world)
     shown = world / "demonstrations.jsonl"
     data = add("data", "clean", j.clean, documents=[world / "documents.jsonl"])
@@ -75,7 +95,15 @@ def world_plan(j: _Journey, out: Path) -> Plan:
     sft = add("sft", "sft", j.sft, model=base, demonstrations=[shown], corpus=corpus)
     measured["reference"] = sft
     add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
-    models, labels, reward = {"base": base, "sft": sft, "rl": sft}, list[Path](), None
+    return Begun(world, tokenizer, corpus, base, sft, measured)
+
+
+def world_plan(j: _Journey, out: Path) -> Plan:
+    """The embedded world: everything is made, judged and measured against its ground truth."""
+    add = (steps := Steps(j, out)).add
+    begun = begin(j, steps)
+    world, corpus, sft = begun.world, begun.corpus, begun.sft
+    models, labels, reward = {"base": begun.base, "sft": sft, "rl": sft}, list[Path](), None
     for n in range(1, j.rounds + 1):
         part, seed = j.first if n == 1 else j.later, j.seed + ROUND_SEEDS * (n - 1)
         arms = list(_arms(part.answers, models))
@@ -90,7 +118,7 @@ def world_plan(j: _Journey, out: Path) -> Plan:
             corpus=corpus,
             rankings=[label / "rankings.jsonl" for label in labels],
             gold=[label / "gold.jsonl" for label in labels],
-            demonstrations=shown,
+            demonstrations=begun.shown,
         )
         models["rl"] = add(
             f"ppo-{n}",
@@ -104,8 +132,72 @@ def world_plan(j: _Journey, out: Path) -> Plan:
             corpus=corpus,
             world=world,
         )
-        add(f"evaluate-rl-{n}", "evaluate", j.evaluate, model=models["rl"], reward=reward, **measured)
+        add(f"evaluate-rl-{n}", "evaluate", j.evaluate, model=models["rl"], reward=reward, **begun.measured)
     return steps.plan(j.rounds)
+
+
+def lab_plan(j: _Journey, out: Path) -> Plan:
+    """The laboratory: for every reward model a twin taught by as many other rankings, best-of-n, and PPO on
+    every leash, where the twin is watched. The gold is the oracle's grade of what is said on the way."""
+    _check_lab(j)
+    add = (steps := Steps(j, out)).add
+    begun = begin(j, steps)
+    arms = list(_arms(j.first.answers, {"base": begun.base, "sft": begun.sft, "rl": begun.sft}))
+    label = add("label-1", "label", j.first.label, world=begun.world, arms=arms)
+    trunks: dict[str | None, Path] = {None: begun.sft}
+    for size, shape in j.lab.sizes.items():
+        smaller = j.pretrain.model_copy(update={"model": shape})
+        base = add(f"base-{size}", "pretrain", smaller, corpus=begun.corpus, tokenizer=begun.tokenizer)
+        shown = [begun.shown]
+        trunks[size] = add(f"sft-{size}", "sft", j.sft, model=base, demonstrations=shown, corpus=begun.corpus)
+    for opponent in j.lab.reward_models:
+        _against(j, steps, begun, label, opponent, trunks[opponent.size])
+    return steps.plan(0)
+
+
+def _against(j: _Journey, steps: Steps, begun: Begun, label: Path, opponent: Opponent, trunk: Path) -> None:
+    """One reward model of the laboratory, its twin, and everything that is tried against it."""
+    add, pair = steps.add, list[Path]()
+    for part, name in enumerate((opponent.name, opponent.twin)):
+        spoilt = add(
+            f"spoil-{name}",
+            "spoil",
+            Section(),
+            rankings=[label / "rankings.jsonl"],
+            share=opponent.share,
+            part=part,
+            flipped=opponent.flipped,
+            held_out=j.first.reward.held_out,
+        )
+        rankings = spoilt / "rankings.jsonl"
+        pair.append(
+            add(
+                f"reward-{name}",
+                "reward",
+                j.first.reward,
+                seed=j.seed + part,
+                model=trunk,
+                corpus=begun.corpus,
+                rankings=[rankings],
+                gold=[label / "gold.jsonl"],
+                demonstrations=begun.shown,
+            )
+        )
+    asked: dict[str, Any] = {
+        "policy": begun.sft,
+        "reward": pair[0],
+        "prompts": [begun.world / "prompts.jsonl"],
+        "world": begun.world,
+    }
+    add(opponent.best, "best_of_n", j.lab.best_of_n, **asked)
+    watch = [
+        *(source.model_dump() for source in j.first.ppo.watch),
+        {"kind": "model", "name": HELD_OUT, "settings": {"path": pair[1]}},
+        {"kind": "ensemble", "name": ENSEMBLE, "settings": {"models": pair, "pool": "uncertainty"}},
+    ]
+    for kl_coef in j.lab.kl_coefs:
+        leash: dict[str, Any] = {"reference": begun.sft, "corpus": begun.corpus, "kl_coef": kl_coef}
+        add(opponent.ppo(kl_coef), "ppo", j.first.ppo, watch=watch, **leash, **asked)
 
 
 def files_plan(j: _Journey, out: Path) -> Plan:
@@ -144,6 +236,26 @@ def files_plan(j: _Journey, out: Path) -> Plan:
     )
     add("evaluate-rl-1", "evaluate", j.evaluate, model=rl, **measured)
     return steps.plan(1)
+
+
+def _check_lab(j: _Journey) -> None:
+    if j.rounds:
+        raise UsageError("a lab takes the place of rounds", got=f"rounds = {j.rounds}", do="--set rounds=0")
+    if j.data.documents:
+        raise UsageError("a lab needs the oracle of the embedded world", got="data.documents")
+    names = [one.name for one in j.lab.reward_models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two reward models of the lab are called '{twice}'")
+    if len(set(j.lab.kl_coefs)) < len(j.lab.kl_coefs):
+        raise UsageError("a leash of the lab is there twice", got=list(j.lab.kl_coefs))
+    for one in j.lab.reward_models:
+        if one.size is not None and one.size not in j.lab.sizes:
+            hint = nearest(one.size, j.lab.sizes)
+            raise UsageError(f"no size of the lab is called '{one.size}'{hint}", where=f"lab: {one.name}")
+    idle = sorted(set(j.lab.sizes) - {one.size for one in j.lab.reward_models})
+    if idle:
+        raise UsageError("a size that no reward model of the lab has", got=", ".join(idle))
 
 
 def _check_files(j: _Journey) -> None:

@@ -27,7 +27,7 @@ from bloomery.journey.steps import Plan, Step
 from bloomery.lineage import write_json
 from bloomery.recipe import Section, input_paths
 
-RESULTS = ("results.json", "report.html")
+RESULTS = ("results.json", "overoptimisation.json", "report.html")
 """Made at the end from all stages; nothing is lost with them, since a cached journey makes them again."""
 
 Run = Callable[[Section, Path], None]

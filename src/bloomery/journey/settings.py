@@ -15,7 +15,12 @@ from pydantic_core import PydanticUndefined
 
 from bloomery.recipe import Input, Section
 from bloomery.stages import STAGES
+from bloomery.stages.pretrain import Shape
 
+Name = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
+"""Becomes part of the names of steps."""
+HELD_OUT, ENSEMBLE = "held-out", "ensemble"
+"""What PPO watches in the laboratory: the twin, and the mean of both less what they disagree on."""
 DECIDED = {"seed", "chat"}
 """Settings that the plan fills in, beside the inputs: one seed for all, and which models chat."""
 
@@ -45,6 +50,49 @@ class Answers(Section):
     temperature: float = Field(1.0, ge=0)
 
 
+class Opponent(Section):
+    """A reward model to optimise against, and what makes it weaker than it could be."""
+
+    name: Name
+    """Its steps are called `reward-<name>`, `ppo-<name>-<kl_coef>` and `best-<name>`."""
+    size: str | None = None
+    """One of the lab's `sizes`, whose SFT model it starts from; the policy's own when not given."""
+    share: float = Field(0.5, gt=0, le=0.5)
+    """Of the labelled prompts. As many others teach its twin, a reward model that is only watched."""
+    flipped: float = Field(0.0, ge=0, le=1)
+    """Share of its rankings that is turned over, and of its twin's."""
+
+    @property
+    def twin(self) -> str:
+        """The name of the held-out reward model."""
+        return f"{self.name}-twin"
+
+    @property
+    def best(self) -> str:
+        """The step that does best-of-n."""
+        return f"best-{self.name}"
+
+    def ppo(self, kl_coef: float) -> str:
+        """The step that does PPO on a leash."""
+        return f"ppo-{self.name}-{kl_coef:g}"
+
+
+class _Lab(Section):
+    """The over-optimisation laboratory: reward models of several strengths, each optimised against by
+    best-of-n and by PPO on leashes of several lengths, with the settings of `first`, seen by the oracle."""
+
+    sizes: dict[Name, Shape] = Field({})
+    """Smaller decoders for reward models, by name: each is pretrained and fine-tuned as the policy is."""
+    reward_models: tuple[Opponent, ...] = Field(min_length=1)
+    kl_coefs: tuple[float, ...] = Field((0.0, 0.05, 0.2), min_length=1)
+    """Leashes of PPO."""
+    best_of_n: Any
+    window: int = Field(10, ge=1)
+    """Steps whose mean the stop rule looks at, and the plots show."""
+    patience: int = Field(15, ge=1)
+    """Steps without a higher mean of the witness at which the stop rule ends a run."""
+
+
 class _Round(Section):
     """One round: models and people answer prompts, annotators rank, the reward model learns, PPO improves."""
 
@@ -60,6 +108,8 @@ class _Journey(Section):
     seed: int = 0
     rounds: int = Field(2, ge=0)
     """How often label, reward and ppo are repeated on the newest policy's answers; 0 stops after sft."""
+    lab: Any = None
+    """Instead of rounds: the over-optimisation laboratory. Needs rounds = 0."""
     data: Data = Data()
     world: Any
     clean: Any
@@ -140,6 +190,12 @@ LATER = _round(
 )
 
 
+_BEST_OF_N = settings_of("best_of_n", samples=64, limit=512)
+Lab: type[_Lab] = create_model(
+    "Lab", __base__=_Lab, __doc__=_Lab.__doc__, best_of_n=(_BEST_OF_N, _BEST_OF_N())
+)
+
+
 def _sections() -> dict[str, Any]:
     stages = ("world", "clean", "tokenizer", "encode", "pretrain", "sft", "evaluate")
     # Gossip states falsehoods about known facts: the default journey does not read it.
@@ -147,6 +203,7 @@ def _sections() -> dict[str, Any]:
     made = {stage: settings_of(stage, **changed.get(stage, {})) for stage in stages}
     return {
         **{stage: (part, part()) for stage, part in made.items()},
+        "lab": (Lab | None, None),
         "first": (type(FIRST), FIRST),
         "later": (type(LATER), LATER),
     }

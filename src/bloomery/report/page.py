@@ -12,7 +12,7 @@ from bloomery import __version__
 from bloomery.errors import ArtifactError
 from bloomery.lineage import write_text
 from bloomery.report.html import Html, tag
-from bloomery.report.sections import alignment, health, origin, outcome, people, samples, training
+from bloomery.report.sections import alignment, health, lab, origin, outcome, people, samples, training
 from bloomery.report.view import View
 
 CONTENTS = (
@@ -28,6 +28,7 @@ CONTENTS = (
     ("lineage", "Lineage"),
     ("recipe", "Recipe"),
 )
+LAB = ("lab", "Over-optimisation")
 
 
 def build(out: Path) -> Path:
@@ -50,13 +51,16 @@ def build(out: Path) -> Path:
 
 def render(view: View) -> Html:
     style = Html(resources.files("bloomery.report").joinpath("style.css").read_text(encoding="utf-8"))
+    found = lab.overoptimisation(view)
+    contents = [*CONTENTS[:1], *([LAB] if found else []), *CONTENTS[1:]]
     body = tag(
         "div",
         outcome.hero(view),
-        tag("nav", tag("ul", *(tag("li", tag("a", word, href=f"#{name}")) for name, word in CONTENTS))),
+        tag("nav", tag("ul", *(tag("li", tag("a", word, href=f"#{name}")) for name, word in contents))),
         tag(
             "main",
             outcome.outcome(view),
+            found,
             health.health(view),
             samples.samples(view),
             alignment.reinforcement(view),

@@ -1,0 +1,148 @@
+"""The over-optimisation laboratory: gold and proxy over sqrt(KL), the laws, the peaks, the stop rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from bloomery.journey.lab import CLOSE, FILE, described
+from bloomery.journey.settings import ENSEMBLE, HELD_OUT
+from bloomery.report.html import Child, Html, tag
+from bloomery.report.plots import Series, line_plot, number, percent, smooth
+from bloomery.report.sections import figure, grid, interval, section, table
+from bloomery.report.view import Json, View
+
+AXIS = "√KL to the SFT model"
+RULES = {HELD_OUT: "held-out twin", ENSEMBLE: "ensemble"}
+
+
+def overoptimisation(view: View) -> Html:
+    """Nothing, where the journey had no laboratory."""
+    text = view.text(FILE)
+    if text is None:
+        return Html("")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        view.problems.append(f"{FILE}: {error}")
+        return Html("")
+    intro = (
+        "Each reward model is optimised against far too long, by PPO on leashes of several lengths and by "
+        "best-of-n, while the oracle, which trains nobody, looks on. The weaker the reward model, the sooner "
+        "what it praises stops being better. The stop rule sees only the score and a second reward model "
+        "taught by other rankings; what it keeps is measured by the oracle afterwards."
+    )
+    pictures = [one for model in found["reward_models"] for one in (gold(model, found), proxy(model, found))]
+    return section("lab", "Over-optimisation", intro, kept(found), laws(found), grid(*pictures))
+
+
+def kept(found: Json) -> Html:
+    """What each rule kept of the best gain: a row for every run, and the means."""
+    rows: list[list[Child]] = []
+    for model in found["reward_models"]:
+        for run in model["runs"]:
+            stops = {stop["witness"]: stop for stop in run["stops"]}
+            cells = [_stop(stops[name]) for name in RULES]
+            rows.append([model["name"], number(run["kl_coef"]), *cells, percent(run["kept_at_end"])])
+    means = [*(found["stop_rule"][name] for name in RULES), found["without"]]
+    rows.append(["mean", "", *(percent(one["kept"]) for one in means)])
+    close = [f"{one['close']} of {one['runs']}" for one in means]
+    rows.append([f"at least {percent(CLOSE)}", "", *close])
+    head: list[Child] = [
+        "reward model",
+        "KL coefficient",
+        *(f"stopped by {w}" for w in RULES.values()),
+        "at the end",
+    ]
+    return tag("div", tag("h3", "Share of the best gain in gold that is kept"), table(head, rows))
+
+
+def _stop(stop: Json) -> str:
+    how = "runs on" if stop["stop"] is None else f"step {stop['at']}"
+    return f"{percent(stop['kept'])} ({how})"
+
+
+def laws(found: Json) -> Html:
+    """Parameters of the fitted laws, a row for each reward model and method."""
+    rows: list[list[Child]] = []
+    for model in found["reward_models"]:
+        for method, key, law in (("PPO", "rl", "rl"), ("best-of-n", "best_of_n", "bon")):
+            fits = model[key]["fits"]
+            if fits is None:
+                rows.append([model["name"], method, model[key]["why"], *["–"] * 4])
+                continue
+            fit = fits[law]
+            peak = fit["peak"]
+            top = ["none", "–"] if peak is None else [_ranged(peak["kl"]), _ranged(peak["gain"])]
+            rows.append(
+                [model["name"], method, _ranged(fit["alpha"]), _ranged(fit["beta"]), number(fit["r2"]), *top]
+            )
+    head: list[Child] = ["reward model", "method", "α", "β", "R²", "KL of the peak", "gold gained there"]
+    title = "Laws of Gao et al. (2022), with 95 % intervals"
+    return tag("div", tag("h3", title), table(head, rows, left=2))
+
+
+def _ranged(one: Json) -> Html:
+    return interval(number(one["value"]), number(one["low"]), number(one["high"]))
+
+
+def gold(model: Json, found: Json) -> Html:
+    series = [*averaged(model, found, "gold", "PPO", "s3"), *_law(model["rl"], "rl", "PPO’s law", "s3")]
+    best = model["best_of_n"]
+    series.append(
+        Series("best-of-n", best["d"], best["gold"], "s1", "points", low=best["low"], high=best["high"])
+    )
+    series += _law(best, "bon", "best-of-n’s law", "s1")
+    return figure(
+        f"Gold against “{model['name']}”",
+        described(model),
+        line_plot(series, x_label=AXIS, marks=marks(model), describe=f"Gold reward against {model['name']}"),
+        "The oracle’s grade. Faint: every step of every leash. Dashed: the laws.",
+    )
+
+
+def proxy(model: Json, found: Json) -> Html:
+    best = model["best_of_n"]
+    series = [
+        *averaged(model, found, "proxy", "reward model", "s2"),
+        *averaged(model, found, HELD_OUT, RULES[HELD_OUT], "s4"),
+        *averaged(model, found, ENSEMBLE, RULES[ENSEMBLE], "s5"),
+        Series("best-of-n, reward model", best["d"], best["proxy"], "s1", "points"),
+    ]
+    return figure(
+        f"What “{model['name']}” thinks",
+        "score of the reward model that is optimised against, and of those that only watch",
+        line_plot(series, x_label=AXIS, marks=marks(model), describe=f"Proxy reward of {model['name']}"),
+        "Where the watchers stop rising and the reward model does not, it is being gamed.",
+    )
+
+
+def averaged(model: Json, found: Json, key: str, name: str, colour: str) -> list[Series]:
+    """A column of all runs over the distance, averaged over about as many steps as the stop rule looks at;
+    gold also as it came."""
+    columns = [
+        (run["d"], run["watched"][key] if key in run["watched"] else run[key]) for run in model["runs"]
+    ]
+    points = sorted((x, y) for xs, ys in columns for x, y in zip(xs, ys, strict=True))
+    x, y = [p[0] for p in points], [p[1] for p in points]
+    raw = [Series(name, x, y, colour, "faint")] if key == "gold" else []
+    return [*raw, Series(name, x, smooth(y, found["window"] * len(columns)), colour)]
+
+
+def _law(law: Json, which: str, name: str, colour: str) -> list[Series]:
+    curve = (law["curves"] or {}).get(which)
+    return [Series(name, curve["d"], curve["gold"], colour, "dashed")] if curve else []
+
+
+def marks(model: Json) -> Sequence[tuple[float, str]]:
+    """Where the law of PPO peaks, and where the rule ends the run on the loosest leash."""
+    found: list[tuple[float, str]] = []
+    peak: Any = ((model["rl"]["fits"] or {}).get("rl") or {}).get("peak")
+    if peak and peak["reached"]:
+        found.append((peak["d"]["value"], "peak"))
+    loosest = min(model["runs"], key=lambda run: run["kl_coef"])
+    stop = next(one for one in loosest["stops"] if one["witness"] == HELD_OUT)
+    if stop["stop"] is not None:
+        found.append((stop["d"], "stop"))
+    return found

@@ -1,0 +1,230 @@
+"""What the laboratory makes of runs whose curves are known: made-up directories in which gold follows the two
+laws exactly, and what the terminal and the report say of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bloomery.errors import ArtifactError
+from bloomery.evals.overoptimisation import share_kept
+from bloomery.journey import lab
+from bloomery.journey.settings import Journey
+from bloomery.recipe import dump, load
+from bloomery.report import build
+
+STEPS, N = 40, 8
+LEASHES = {0.0: 16.0, 0.1: 4.0}
+"""KL at the end of a run, by its leash."""
+
+
+def gold_of(d: float) -> float:
+    """Gao's law of RL with start -0.2, alpha 1 and beta 0.8: highest at d = exp(0.25), KL 1.65."""
+    return -0.2 + d * (1 - 0.8 * math.log(d)) if d else -0.2
+
+
+def witness_of(d: float) -> float:
+    """Highest a little later than gold, at d = 1.5."""
+    return d * (1.5 - d / 2)
+
+
+def write_run(path: Path, farthest: float, noise: Callable[[], float]) -> None:
+    path.mkdir(parents=True)
+    rows = []
+    for step in range(STEPS):
+        kl = farthest * step / (STEPS - 1)
+        d = math.sqrt(kl)
+        rows.append(
+            {
+                **{"step": step, "objective/kl": kl if step else -1e-7, "objective/scores": 2 * d},
+                **{"gold/graded_reward": gold_of(d) + noise(), "watch/held-out/mean": witness_of(d)},
+                "watch/ensemble/mean": 2 * d,
+            }
+        )
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_best(path: Path, prompts: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Answers whose gold falls with the best scores; returns scores and gold, both [prompts, N]."""
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    scores = rng.normal(0, 1, (prompts, N)).round(3)
+    gold = (scores - 0.8 * np.maximum(scores, 0.4) ** 2 + rng.normal(0, 0.1, (prompts, N))).round(3)
+    table = [{"n": n, "kl": math.log(n) - (n - 1) / n} for n in (1, 2, 4, 8)]
+    (path / "best_of_n.json").write_text(json.dumps({"table": table}))
+    asked = [
+        {"answers": [{"score": s, "graded_reward": g} for s, g in zip(*pair, strict=True)]}
+        for pair in zip(scores.tolist(), gold.tolist(), strict=True)
+    ]
+    asked.append({"answers": [{"score": 9.0}] * N})  # a prompt that the oracle does not know
+    (path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    return scores, gold
+
+
+def made_up(out: Path, noise: Callable[[], float] = lambda: 0.0) -> tuple[np.ndarray, np.ndarray]:
+    out.mkdir()
+    models = "[{name: weak, share: 0.05}, {name: odd, flipped: 0.3}]"
+    settings = ["rounds=0", f"lab.reward_models={models}", f"lab.kl_coefs={list(LEASHES)}"]
+    journey = load(Journey, overrides=[*settings, "lab.window=3", "lab.patience=4", "seed=7"])
+    (out / "recipe.yaml").write_text(dump(journey))
+    (out / "journey.json").write_text(json.dumps({"bloomery": "0", "steps": [], "seconds": 0.0}))
+    for name in ("weak", "odd"):
+        (out / f"reward-{name}").mkdir()
+        card = {"accuracy": 0.61, "low": 0.5, "high": 0.7}
+        (out / f"reward-{name}" / "evaluation.json").write_text(json.dumps(card))
+        (out / f"reward-{name}" / "lineage.json").write_text(json.dumps({"stage": "reward", "inputs": []}))
+        for leash, farthest in LEASHES.items():
+            write_run(out / f"ppo-{name}-{leash:g}", farthest, noise)
+        found = write_best(out / f"best-{name}")
+    return found
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> dict[str, Any]:
+    made_up(tmp_path / "out")
+    found = lab.collect(tmp_path / "out")
+    assert found is not None
+    assert json.loads((tmp_path / "out" / lab.FILE).read_text()) == found
+    return found
+
+
+def test_the_law_of_ppo_is_found_over_all_leashes_together(results: dict[str, Any]) -> None:
+    (model, other) = results["reward_models"]
+    assert (model["name"], other["name"], model["share"], other["flipped"]) == ("weak", "odd", 0.05, 0.3)
+    assert model["accuracy"] == {"accuracy": 0.61, "low": 0.5, "high": 0.7}
+    fit = model["rl"]["fits"]["rl"]
+    assert [fit[key]["value"] for key in ("start", "alpha", "beta")] == pytest.approx([-0.2, 1.0, 0.8])
+    assert fit["num"] == 2 * STEPS
+    assert fit["r2"] == pytest.approx(1.0)
+    assert fit["peak"]["kl"]["value"] == pytest.approx(math.exp(0.5))
+    assert fit["peak"]["reached"]
+    assert model["rl"]["nearest"] == "rl"
+    curve = model["rl"]["curves"]["rl"]
+    assert curve["d"][-1] == pytest.approx(4.0)
+    assert curve["gold"] == pytest.approx([gold_of(d) for d in curve["d"]])
+
+
+def test_intervals_hold_what_noise_hides(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    made_up(tmp_path / "out", lambda: float(rng.normal(0, 0.1)))
+    found = lab.collect(tmp_path / "out")
+    assert found is not None
+    fit = found["reward_models"][0]["rl"]["fits"]["rl"]
+    for key, value in (("start", -0.2), ("alpha", 1.0), ("beta", 0.8)):
+        assert fit[key]["low"] < value < fit[key]["high"]
+        assert fit[key]["high"] - fit[key]["low"] > 0.02
+    assert fit["peak"]["kl"]["low"] < math.exp(0.5) < fit["peak"]["kl"]["high"]
+
+
+def test_best_of_n_is_the_mean_over_all_subsets_of_answers(tmp_path: Path) -> None:
+    scores, gold = made_up(tmp_path / "out")
+    found = lab.collect(tmp_path / "out")
+    assert found is not None
+    best = found["reward_models"][0]["best_of_n"]
+    assert best["n"] == [1, 2, 4, 8]
+    assert best["d"][0] == 0.0
+    for place, n in enumerate(best["n"]):
+        picked = [
+            [row[max(some, key=lambda i: proxy[i])] for some in combinations(range(N), n)]
+            for row, proxy in zip(gold.tolist(), scores.tolist(), strict=True)
+        ]
+        assert best["gold"][place] == pytest.approx(np.mean(picked))
+    assert best["proxy"][-1] == pytest.approx(scores.max(axis=1).mean())
+    assert best["proxy"] == sorted(best["proxy"])
+    assert all(
+        low < mid < high for low, mid, high in zip(best["low"], best["gold"], best["high"], strict=True)
+    )
+    spread = gold.mean(axis=1).std() / math.sqrt(len(gold))
+    assert best["high"][0] - best["low"][0] == pytest.approx(4 * spread, rel=0.15)
+    assert best["fits"]["bon"]["num"] == 4
+
+
+def test_what_the_stop_rule_would_have_kept(results: dict[str, Any]) -> None:
+    run, leashed = results["reward_models"][0]["runs"]
+    assert (run["kl_coef"], leashed["kl_coef"]) == (0.0, 0.1)
+    assert run["d"][0] == 0.0
+    held, ensemble = run["stops"]
+    # The witness is highest at KL 2.25, steps are 16 / 39 of KL apart: the best mean of three is of 5, 6, 7.
+    assert held["witness"] == "held-out"
+    assert held["at"] == 7
+    assert held["stop"] == held["at"] + 4
+    assert held["kl"] == pytest.approx(16 * 7 / 39)
+    gold = [gold_of(math.sqrt(16 * step / 39)) for step in range(STEPS)]
+    assert held["kept"] == pytest.approx(share_kept(gold, -0.2, 7, 3))
+    assert 0.9 < held["kept"] < 1
+    gains = [gold_of(d) + 0.2 for d in (held["d"], math.exp(0.25))]
+    assert held["kept_by_law"] == pytest.approx(gains[0] / gains[1], abs=0.005)
+    # The ensemble rises with the score: it never stops, and what is left at the end is what it keeps.
+    assert ensemble["stop"] is None
+    assert ensemble["at"] == STEPS - 1
+    assert ensemble["kept"] == run["kept_at_end"] < 0
+    assert results["stop_rule"]["held-out"]["runs"] == 4
+    assert results["stop_rule"]["held-out"]["close"] == 4
+    assert results["stop_rule"]["ensemble"]["close"] == results["without"]["close"] == 0
+    assert results["without"]["kept"] == pytest.approx((run["kept_at_end"] + leashed["kept_at_end"]) / 2)
+
+
+def test_words(results: dict[str, Any]) -> None:
+    said = list(lab.lines(results))
+    assert said[0] == "weak: 5 % of the labels, 0 % turned over, right on 61 % of held-out pairs"
+    assert "alpha 1.00 (1.00 to 1.00), beta 0.80 (0.80 to 0.80), R² 1.00" in said[1]
+    assert said[1].endswith("gold peaks at KL 1.65 (1.65 to 1.65)")
+    assert said[3].startswith("  kl_coef 0: held-out keeps step 7 (96 %)")
+    assert "ensemble never stops" in said[3]
+    assert said[-3].endswith("4 of 4 within 10 %")
+
+
+def test_the_report_shows_it(results: dict[str, Any], tmp_path: Path) -> None:
+    page = build(tmp_path / "out").read_text(encoding="utf-8")
+    assert '<a href="#lab">' in page
+    section = page[page.index('id="lab"') : page.index("</section>", page.index('id="lab"'))]
+    assert section.count("<figure") == 4
+    for words in (
+        "Gold against “weak”",
+        "What “odd” thinks",
+        "best-of-n’s law",
+        ">peak<",
+        ">stop<",
+        "4 of 4",
+    ):
+        assert words in section, words
+    assert "NaN" not in section
+    (tmp_path / "out" / lab.FILE).write_text("{")
+    assert "overoptimisation.json" in build(tmp_path / "out").read_text(encoding="utf-8")
+    (tmp_path / "out" / lab.FILE).unlink()
+    assert 'id="lab"' not in build(tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_too_little_to_fit_is_said(tmp_path: Path) -> None:
+    made_up(tmp_path / "out")
+    for leash in LEASHES:
+        file = tmp_path / "out" / f"ppo-odd-{leash:g}" / "metrics.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    found = lab.collect(tmp_path / "out")
+    assert found is not None
+    law = found["reward_models"][1]["rl"]
+    assert law["fits"] is None
+    assert "too few distances" in law["why"]
+    assert any("no law: too few distances" in line for line in lab.lines(found))
+    assert "too few distances" in build(tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_a_run_without_gold_is_refused(tmp_path: Path) -> None:
+    made_up(tmp_path / "out")
+    file = tmp_path / "out" / "ppo-odd-0.1" / "metrics.jsonl"
+    file.write_text(file.read_text().replace("gold/graded_reward", "gold"))
+    with pytest.raises(ArtifactError, match="not every step logged gold/graded_reward"):
+        lab.collect(tmp_path / "out")
+
+
+def test_a_journey_without_a_laboratory_has_no_findings(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(dump(load(Journey)))
+    assert lab.collect(tmp_path) is None
+    assert not (tmp_path / lab.FILE).exists()
