@@ -1,4 +1,4 @@
-"""Commands that use a finished model: chat, generate."""
+"""Commands that use a finished model: chat, generate, export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,6 +23,10 @@ PANEL = "Using a model"
 def add_to(app: typer.Typer) -> None:
     app.command("chat", rich_help_panel=PANEL)(chat)
     app.command("generate", rich_help_panel=PANEL)(generate)
+    group = typer.Typer(help="Adapters in the form that other tools read.", no_args_is_help=True)
+    group.command("peft")(export_peft)
+    group.command("merged")(export_merged)
+    app.add_typer(group, name="export", rich_help_panel=PANEL)
 
 
 def chat(
@@ -106,6 +110,48 @@ def generate(
             "sample": number % samples,
         }
         sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def export_peft(
+    adapters: Annotated[Path, typer.Argument(help="A directory of adapters, as `lora` in a stage makes it.")],
+    out: Annotated[Path, typer.Argument(help="A new directory.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", help="What to name as the base model: a path, or a name on the Hugging Face hub."
+        ),
+    ] = None,
+) -> None:
+    """Adapters alone, for PEFT: readable from any directory, as the base is named by its whole path."""
+    from bloomery.models import export
+
+    saved = export.adapters(adapters, out, base=base)
+    typer.echo(f"{out}: adapters of a {saved.kind} model, rank {saved.adapter.rank}")
+    _say_shift(saved.shift)
+
+
+def export_merged(
+    adapters: Annotated[Path, typer.Argument(help="A directory of adapters; they may stand on others.")],
+    out: Annotated[Path, typer.Argument(help="A new directory.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option("--dtype", help="Of the weights: float32, bfloat16 or float16."),
+    ] = "float32",
+) -> None:
+    """Adapters folded into their base: a whole model, which transformers loads by itself."""
+    import torch
+
+    from bloomery.models import ScalarModel, export
+
+    model = export.merged(adapters, out, dtype=getattr(torch, dtype))
+    typer.echo(f"{out}: a whole model, {model.config.num_parameters():,} parameters in {dtype}")
+    _say_shift(float(model.shift) if isinstance(model, ScalarModel) else None)
+
+
+def _say_shift(shift: float | None) -> None:
+    """Other tools keep no constant beside a reward model's scores; it changes no comparison."""
+    if shift:
+        typer.echo(f"its scores elsewhere lack {shift:.4g}, which is added here")
 
 
 def load(model: Path) -> tuple[Engine, Chat]:

@@ -207,16 +207,21 @@ def save(
     if adapter is not None and (eos_id is not None or pad_id is not None):
         raise UsageError("adapters have the special ids of their base", do="save with merge, or without ids")
     directory.mkdir(parents=True, exist_ok=True)
-    if tokenizer_dir is not None and Path(tokenizer_dir).resolve() != directory.resolve():
-        for name in TOKENIZER_FILES:
-            if (source := Path(tokenizer_dir) / name).exists():
-                with replacing(directory / name) as temporary:
-                    shutil.copyfile(source, temporary)
+    if tokenizer_dir is not None:
+        copy_tokenizer(Path(tokenizer_dir), directory)
     if adapter is None:
         _save_whole(model, config, directory)
     else:
         peft.write(model, adapter, directory)
     sync(directory)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy a tokenizer's files, those that there are, into a directory."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists() and source.resolve() != directory.resolve():
+            with replacing(directory / name) as temporary:
+                shutil.copyfile(source / name, temporary)
 
 
 def _save_whole(model: Llama | ScalarModel, config: LlamaConfig, directory: Path) -> None:

@@ -173,29 +173,40 @@ def write(model: Llama | ScalarModel, adapter: Adapter, directory: Path) -> None
         raise UsageError(
             "nobody said which model these adapters are for", do="give them a base, or save with merge"
         )
-    kind: Kind = "scalar" if isinstance(model, ScalarModel) else "causal"
     tensors = {name: t for name, t in model.state_dict().items() if name.endswith((".lora_A", ".lora_B"))}
-    stored = {f"{PREFIX}{name}.weight": t.detach().cpu().contiguous() for name, t in tensors.items()}
-    notes: dict[str, Any] = {"base_digest": base_digest(adapter.base)}
+    kind: Kind = "causal"
+    shift = None
     if isinstance(model, ScalarModel):
-        stored[PREFIX + HEAD] = model.score.weight.detach().cpu().contiguous()
-        notes["score_shift"] = float(model.shift)
+        kind, shift = "scalar", float(model.shift)
+        tensors[HEAD] = model.score.weight
+    saved = Saved(adapter, kind, tensors, shift, base_digest(adapter.base))
+    store(saved, directory, _path_from(directory, adapter.base))
+
+
+def store(saved: Saved, directory: Path, base: str) -> None:
+    """Write the files of an adapter directory; `base` is what they name as their base model."""
+    stored = {
+        PREFIX + (name if name == HEAD else f"{name}.weight"): tensor.detach().cpu().contiguous()
+        for name, tensor in saved.tensors.items()
+    }
     with replacing(directory / WEIGHTS) as temporary:
         safetensors.torch.save_file(stored, temporary, metadata={"format": "pt"})
-    write_json(directory / NOTES, notes)
+    notes: dict[str, Any] = {} if saved.base_digest is None else {"base_digest": saved.base_digest}
+    write_json(directory / NOTES, notes | ({} if saved.shift is None else {"score_shift": saved.shift}))
+    adapter = saved.adapter
     tree = {
-        "base_model_name_or_path": _path_from(directory, adapter.base),
+        "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
-        "modules_to_save": ["score"] if kind == "scalar" else None,
+        "modules_to_save": ["score"] if saved.kind == "scalar" else None,
         "peft_type": "LORA",
         "r": adapter.rank,
         "target_modules": list(adapter.targets),
-        "task_type": TASKS[kind],
+        "task_type": TASKS[saved.kind],
         "use_rslora": adapter.rslora,
     }
     write_json(directory / CONFIG, tree)
