@@ -17,7 +17,10 @@ import pytest
 
 # Processes are forked from one that has imported what takes longest and none of our own modules.
 FORKS = get_context("forkserver")
-HEAVY = ["pytest", "numpy", "pydantic", "tokenizers", "torch", "torch._dynamo", "safetensors.torch"]
+HEAVY = ["numpy", "pydantic", "tokenizers", "torch", "torch._dynamo", "safetensors.torch"]
+HEAVY += ["pytest", "hypothesis", "anyio.pytest_plugin", "xdist.plugin"]
+# pytest warns that it cannot rewrite the assertions of plugins that are imported already; they need none.
+WORDS = ("-p", "no:cacheprovider", "--tb=no", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 
 class Stale(Exception):
@@ -110,8 +113,7 @@ def _test(answer: Connection, words: Sequence[str], root: Path, source: Path, ho
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    scratch = ["-p", "no:cacheprovider", f"--basetemp={home / 'tmp'}", "--tb=no"]
-    status = pytest.main([*words, *scratch], plugins=[failures])
+    status = pytest.main([*words, *WORDS, f"--basetemp={home / 'tmp'}"], plugins=[failures])
     sys.stdout.flush()
     lines = log.read_text(errors="replace").split("\n")
     answer.send(Tested(int(status), list(failures.names), next(filter(str.strip, reversed(lines)), "")))
