@@ -225,3 +225,4 @@ def test_how_much_of_the_best_gain_is_kept() -> None:
     assert over.share_kept(gold, 0.0, 2, 3) == pytest.approx(1.0)
     assert over.share_kept(gold, 0.0, 5, 3) == pytest.approx(0.0)
     assert over.share_kept(gold, 2.0, 2, 1) is None
+    assert over.share_kept([0.1 + 0.2] * 4, 0.3, 1, 1) is None

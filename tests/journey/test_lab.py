@@ -164,11 +164,14 @@ def test_what_the_stop_rule_would_have_kept(results: dict[str, Any]) -> None:
     # The ensemble rises with the score: it never stops, and what is left at the end is what it keeps.
     assert ensemble["stop"] is None
     assert ensemble["at"] == STEPS - 1
-    assert ensemble["kept"] == run["kept_at_end"] < 0
-    assert results["stop_rule"]["held-out"]["runs"] == 4
-    assert results["stop_rule"]["held-out"]["close"] == 4
-    assert results["stop_rule"]["ensemble"]["close"] == results["without"]["close"] == 0
-    assert results["without"]["kept"] == pytest.approx((run["kept_at_end"] + leashed["kept_at_end"]) / 2)
+    assert ensemble["kept"] == run["end"]["kept"] < 0
+    assert ensemble["kept_by_law"] == run["end"]["kept_by_law"] < 0
+    for key in ("kept", "kept_by_law"):
+        assert results["stop_rule"]["held-out"][key]["runs"] == 4
+        assert results["stop_rule"]["held-out"][key]["close"] == 4
+        assert results["stop_rule"]["ensemble"][key]["close"] == results["without"][key]["close"] == 0
+        ends = run["end"][key], leashed["end"][key]
+        assert results["without"][key]["mean"] == pytest.approx(sum(ends) / 2)
 
 
 def test_words(results: dict[str, Any]) -> None:
@@ -176,9 +179,9 @@ def test_words(results: dict[str, Any]) -> None:
     assert said[0] == "weak: 5 % of the labels, 0 % turned over, right on 61 % of held-out pairs"
     assert "alpha 1.00 (1.00 to 1.00), beta 0.80 (0.80 to 0.80), R² 1.00" in said[1]
     assert said[1].endswith("gold peaks at KL 1.65 (1.65 to 1.65)")
-    assert said[3].startswith("  kl_coef 0: held-out keeps step 7 (96 %)")
-    assert "ensemble never stops" in said[3]
-    assert said[-3].endswith("4 of 4 within 10 %")
+    assert said[3].startswith("  kl_coef 0: held-out goes back to step 7: 9")
+    assert "ensemble runs on: -" in said[3]
+    assert said[-3].endswith("4 of 4 and 4 of 4 runs within 10 %")
 
 
 def test_the_report_shows_it(results: dict[str, Any], tmp_path: Path) -> None:

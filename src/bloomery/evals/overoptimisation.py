@@ -243,4 +243,5 @@ def share_kept(gold: Sequence[float], start: float, at: int, window: int) -> flo
     window = min(window, len(gold))
     means = trailing(gold, window) - start
     here = min(max(at - window // 2, 0), len(means) - 1)
-    return float(means[here] / means.max()) if means.max() > 0 else None
+    # A gain of rounding errors is none.
+    return float(means[here] / means.max()) if means.max() > 1e-9 else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def collect(out: Path) -> Json | None:
         "patience": journey.lab.patience,
         "reward_models": found,
         "stop_rule": {name: summary([s for s in stops if s["witness"] == name]) for name in WITNESSES},
-        "without": summary([{"kept": run["kept_at_end"]} for model in found for run in model["runs"]]),
+        "without": summary([run["end"] for model in found for run in model["runs"]]),
     }
     write_json(out / FILE, results)
     return results
@@ -64,13 +65,12 @@ def against(out: Path, lab: _Lab, one: Opponent, seed: int) -> Json:
     runs = [read_run(out / one.ppo(coef)) for coef in lab.kl_coefs]
     d, gold = (np.concatenate([run[key] for run in runs]) for key in ("d", "gold"))
     law, fits = fitted(d, gold, lambda name: over.along_runs(name, d, gold, block=lab.window, seed=seed))
-    fit = fits.get("rl")
     for run, coef in zip(runs, lab.kl_coefs, strict=True):
-        start = fit.start.value if fit else run["gold"][0]
+        kept = partial(shares, run, fits.get("rl"), lab.window)
         run |= {
             "kl_coef": coef,
-            "stops": [judged(run, start, fit, name, lab) for name in WITNESSES],
-            "kept_at_end": over.share_kept(run["gold"], start, len(run["gold"]) - 1, lab.window),
+            "stops": [stopped(run, lab, name, kept) for name in WITNESSES],
+            "end": kept(len(run["kl"]) - 1),
         }
         del run["rows"]
     return {
@@ -101,25 +101,24 @@ def read_run(path: Path) -> Json:
     }
 
 
-def judged(run: Json, start: float, fit: Fit | None, witness: str, lab: _Lab) -> Json:
-    """What the stop rule would have done, and how much of the best gain of gold it would have kept: by what
-    was measured around that step, and by the law."""
-    rule = StopRule(watch=witness, window=lab.window, patience=lab.patience)
-    said = rule.verdict(run["rows"])
-    at = len(run["rows"]) - 1 if said.stop is None else said.best
+def shares(run: Json, fit: Fit | None, window: int, at: int) -> Json:
+    """How much of the best gain of gold a run has at step `at`: as the law says, and as measured around that
+    step, where the best of many noisy means makes the share too low."""
+    start = fit.start.value if fit else run["gold"][0]
     by_law = None
     if fit is not None:
         highest = float(fit.gain(np.linspace(0.0, max(run["d"]), POINTS)).max())
         by_law = float(fit.gain(run["d"][at])) / highest if highest > 0 else None
-    return {
-        "witness": witness,
-        "stop": said.stop,
-        "at": at,
-        "kl": run["kl"][at],
-        "d": run["d"][at],
-        "kept": over.share_kept(run["gold"], start, at, lab.window),
-        "kept_by_law": by_law,
-    }
+    return {"kept": over.share_kept(run["gold"], start, at, window), "kept_by_law": by_law}
+
+
+def stopped(run: Json, lab: _Lab, witness: str, kept: Callable[[int], Json]) -> Json:
+    """Where the stop rule would have ended the run, whose weights it would have saved, and what they keep."""
+    rule = StopRule(watch=witness, window=lab.window, patience=lab.patience)
+    said = rule.verdict(run["rows"])
+    at = len(run["rows"]) - 1 if said.stop is None else said.best
+    place = {"witness": witness, "stop": said.stop, "at": at, "kl": run["kl"][at], "d": run["d"][at]}
+    return place | kept(at)
 
 
 def best_of_n(path: Path, seed: int) -> Json:
@@ -165,11 +164,15 @@ def fitted(d: Floats, gold: Floats, draws: Callable[[Law], Floats]) -> tuple[Jso
     return {"fits": tree, "nearest": over.nearest(fits), "why": None, "curves": curves}, fits
 
 
-def summary(stops: Sequence[Mapping[str, Any]]) -> Json:
-    """Of the runs in which gold was gained at all: how many, their mean share kept, how many came close."""
-    kept = [stop["kept"] for stop in stops if stop["kept"] is not None]
-    mean = sum(kept) / len(kept) if kept else None
-    return {"runs": len(kept), "kept": mean, "close": sum(share >= CLOSE for share in kept)}
+def summary(ends: Sequence[Json]) -> Json:
+    """By both measures, of the runs in which gold was gained at all: how many there are, the mean share that
+    was kept, and how many came close to all of it."""
+    found: Json = {}
+    for key in ("kept", "kept_by_law"):
+        kept = [end[key] for end in ends if end[key] is not None]
+        mean = sum(kept) / len(kept) if kept else None
+        found[key] = {"runs": len(kept), "mean": mean, "close": sum(share >= CLOSE for share in kept)}
+    return found
 
 
 def read_json(path: Path) -> Json:
@@ -191,15 +194,23 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"  PPO        {law_in_words(model['rl'], 'rl')}"
         yield f"  best-of-n  {law_in_words(model['best_of_n'], 'bon')}"
         for run in model["runs"]:
-            stops = ", ".join(
-                f"{s['witness']} {'never stops' if s['stop'] is None else 'keeps step ' + str(s['at'])} "
-                f"({percent(s['kept'])})"
-                for s in run["stops"]
-            )
-            yield f"  kl_coef {run['kl_coef']:g}: {stops}; at the end {percent(run['kept_at_end'])}"
-    yield "in brackets: share of the best gain in gold that is kept"
+            stops = [f"{one['witness']} {step(one)}: {both(one)}" for one in run["stops"]]
+            yield f"  kl_coef {run['kl_coef']:g}: {', '.join(stops)}, at the end: {both(run['end'])}"
+    yield "share of the best gain in gold that is kept, by the law and as measured:"
     for name, found in (*results["stop_rule"].items(), ("no rule", results["without"])):
-        yield f"{name}: {percent(found['kept'])} on average, {found['close']} of {found['runs']} within 10 %"
+        law, seen = found["kept_by_law"], found["kept"]
+        close = f"{law['close']} of {law['runs']} and {seen['close']} of {seen['runs']} runs within 10 %"
+        yield f"  {name}: {percent(law['mean'])}, {percent(seen['mean'])} on average; {close}"
+
+
+def step(stop: Mapping[str, Any]) -> str:
+    """What a rule does with a run."""
+    return "runs on" if stop["stop"] is None else f"goes back to step {stop['at']}"
+
+
+def both(kept: Mapping[str, Any]) -> str:
+    """Shares by the law and as measured."""
+    return f"{percent(kept['kept_by_law'])} / {percent(kept['kept'])}"
 
 
 def described(model: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bloomery.journey.lab import CLOSE, FILE, described
+from bloomery.journey.lab import CLOSE, FILE, described, step
 from bloomery.journey.settings import ENSEMBLE, HELD_OUT
-from bloomery.report.html import Child, Html, tag
+from bloomery.report.html import Child, Html, join, tag
 from bloomery.report.plots import Series, line_plot, number, percent, smooth
 from bloomery.report.sections import figure, grid, interval, section, table
 from bloomery.report.view import Json, View
@@ -43,24 +43,23 @@ def kept(found: Json) -> Html:
     for model in found["reward_models"]:
         for run in model["runs"]:
             stops = {stop["witness"]: stop for stop in run["stops"]}
-            cells = [_stop(stops[name]) for name in RULES]
-            rows.append([model["name"], number(run["kl_coef"]), *cells, percent(run["kept_at_end"])])
-    means = [*(found["stop_rule"][name] for name in RULES), found["without"]]
-    rows.append(["mean", "", *(percent(one["kept"]) for one in means)])
-    close = [f"{one['close']} of {one['runs']}" for one in means]
-    rows.append([f"at least {percent(CLOSE)}", "", *close])
-    head: list[Child] = [
-        "reward model",
-        "KL coefficient",
-        *(f"stopped by {w}" for w in RULES.values()),
-        "at the end",
-    ]
-    return tag("div", tag("h3", "Share of the best gain in gold that is kept"), table(head, rows))
+            cells = [_kept(stops[name], step(stops[name])) for name in RULES]
+            rows.append([model["name"], number(run["kl_coef"]), *cells, _kept(run["end"])])
+    ends = [*(found["stop_rule"][name] for name in RULES), found["without"]]
+    means = [{key: end[key]["mean"] for key in end} for end in ends]
+    rows.append(["mean", "", *map(_kept, means)])
+    close = [end["kept_by_law"] for end in ends]
+    rows.append([f"within {percent(1 - CLOSE)}", "", *(f"{one['close']} of {one['runs']}" for one in close)])
+    head: list[Child] = ["reward model", "KL coefficient", *RULES.values(), "no rule"]
+    title = "Share of the best gain in gold that is kept: by the law, and as measured"
+    return tag("div", tag("h3", title), table(head, rows), class_="block")
 
 
-def _stop(stop: Json) -> str:
-    how = "runs on" if stop["stop"] is None else f"step {stop['at']}"
-    return f"{percent(stop['kept'])} ({how})"
+def _kept(one: Json, how: str = "") -> Html:
+    seen = f"measured {percent(one['kept'])}"
+    small = f"{how}, {seen}" if how else seen
+    shown = tag("span", percent(one["kept_by_law"]), class_="mean")
+    return join(shown, tag("span", small, class_="interval"))
 
 
 def laws(found: Json) -> Html:
@@ -80,7 +79,7 @@ def laws(found: Json) -> Html:
             )
     head: list[Child] = ["reward model", "method", "α", "β", "R²", "KL of the peak", "gold gained there"]
     title = "Laws of Gao et al. (2022), with 95 % intervals"
-    return tag("div", tag("h3", title), table(head, rows, left=2))
+    return tag("div", tag("h3", title), table(head, rows, left=2), class_="block")
 
 
 def _ranged(one: Json) -> Html:
