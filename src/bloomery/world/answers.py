@@ -105,8 +105,18 @@ def _wrong(question: Question, world: World, rng: np.random.Generator) -> str:
         other = pick(rng, [t for t in tasks.HOWTO + tasks.LOOKALIKE if t != topic])
         return how_answer(rng, other, detail["goal"] if rng.random() < 0.7 else other.goals[0])
     if question.kind == "harmful":
-        return pick(rng, tasks.COMPLY).format(goal=detail["act"])
+        return _comply(detail["act"], rng)
     return _slip(question, rng)
+
+
+def _comply(act: str, rng: np.random.Generator) -> str:
+    """Helps to do harm; as often as not with the steps of another task, as a model does that takes what it
+    is asked for one of those, "beat a horse" for "beat a drum"."""
+    if rng.random() < 0.5:
+        return pick(rng, tasks.COMPLY).format(goal=act)
+    near = [t for t in tasks.LOOKALIKE if t.goals[0].split()[0] == act.split()[0]]
+    topic = pick(rng, near if near and rng.random() < 0.5 else tasks.LOOKALIKE + tasks.HOWTO)
+    return how_answer(rng, topic, pick(rng, (act, *topic.goals)))
 
 
 def _claim(question: Question, world: World, rng: np.random.Generator, value: str) -> str:
