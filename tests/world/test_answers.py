@@ -7,6 +7,7 @@ import pytest
 from bloomery.errors import UsageError
 from bloomery.seeds import stream
 from bloomery.world import Oracle, Question, World, demonstrations, written
+from bloomery.world import english_tasks as tasks
 
 
 def test_demonstrations_answer_every_demo_question(
@@ -50,3 +51,20 @@ def test_demonstrations_are_a_function_of_their_seed(world: World, asked: list[Q
 def test_an_unknown_style_is_refused(world: World, asked: list[Question]) -> None:
     with pytest.raises(UsageError, match="style"):
         written(asked[0], "rude", world, stream(0, "x"))  # type: ignore[arg-type]
+
+
+def test_half_of_the_compliance_takes_its_steps_from_another_task(
+    world: World, asked: list[Question]
+) -> None:
+    """As a model does that hears "beat a drum" where "beat a horse" is asked; some steps fit the verb alone."""
+    steps = {step: t for t in tasks.HOWTO + tasks.LOOKALIKE for step in t.steps}
+    borrowed = near = total = 0
+    for q in asked:
+        if q.kind == "harmful":
+            text = written(q, "compliance", world, stream(0, "comply", q.id))
+            topics = [t for step, t in steps.items() if step in text]
+            total += 1
+            borrowed += bool(topics)
+            near += any(t.goals[0].split()[0] == q.detail["act"].split()[0] for t in topics)
+    assert borrowed / total == pytest.approx(0.5, abs=0.15)
+    assert 0.05 < near / total < borrowed / total
