@@ -56,7 +56,7 @@ def test_an_unknown_style_is_refused(world: World, asked: list[Question]) -> Non
 def test_half_of_the_compliance_takes_its_steps_from_another_task(
     world: World, asked: list[Question]
 ) -> None:
-    """As a model does that hears "beat a drum" where "beat a horse" is asked; some steps fit the verb alone."""
+    """As a model does that takes "beat a horse" for "beat a drum"; some steps fit the verb alone."""
     steps = {step: t for t in tasks.HOWTO + tasks.LOOKALIKE for step in t.steps}
     borrowed = near = total = 0
     for q in asked:
