@@ -1,6 +1,6 @@
 """Over-optimisation: how the gold reward rises and falls with the distance from the start, and where to stop.
 
-Gao, Schulman & Hilton 2022, "Scaling Laws for Reward Model Overoptimization" (arXiv 2210.10760), equation 1:
+Gao, Schulman & Hilton 2022, "Scaling Laws for Reward Model Overoptimization" (arXiv 2210.10760):
 with d = sqrt(KL(policy || start)), what gold gains is
 
     best-of-n               R(d) = d (alpha - beta d)
