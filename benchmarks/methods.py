@@ -1,0 +1,209 @@
+"""Every way of learning from the first round's labels, from the same SFT model, on one scoreboard.
+
+    python benchmarks/methods.py runs/seeds/seed-0 runs/seeds/seed-1 runs/seeds/seed-2 [--out runs/methods]
+        [--only ppo ...] [--table]
+
+Each directory is a finished default journey (benchmarks/three_seeds.py makes them): its SFT model, first
+rankings and first reward model are what every method gets. Methods that sample draw 5,120 answers to train
+on; direct ones see every ranking once. Finished parts are not repeated; --table prints what is there. Prints
+the table of docs/results.md, a row for each method (mean over seeds and the seeds' range), and writes
+methods.json and frontier.svg: the oracle's grade over the distance from the SFT model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+from three_seeds import where
+
+# name -> (stage's command, what differs from the stage's defaults)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rejection": ("rejection", {"steps": 4, "prompts_per_step": 160, "samples": 8}),
+    "DPO": ("prefer", {"loss": "dpo"}),
+    "IPO": ("prefer", {"loss": "ipo"}),
+    "KTO": ("prefer", {"loss": "kto"}),
+    "RLOO": ("grpo", {"advantage": "rloo", "kl_in": "reward", "kl_coef": 0.2}),
+    "GRPO": ("grpo", {"kl_coef": 0.2}),
+    "PPO": ("ppo", {"kl_coef": 0.2}),
+    "PPO-ptx": ("ppo", {"kl_coef": 0.2, "ptx_coef": 1.0, "ptx_batch": 2}),
+}
+BEST_OF = 16
+STYLE = (
+    "text{font:11.5px sans-serif;fill:#6a635a}text.name{fill:#1f1b16;font-weight:600}line{stroke:#e7e2da}"
+    "circle{fill:#0068a8}circle.seed{fill-opacity:.35}"
+)
+COLUMNS = (
+    ("graded", "graded"),
+    ("greedy", "graded greedy"),
+    ("kl", "KL"),
+    ("fabrication_rate", "made up"),
+    ("known_accuracy", "known"),
+    ("refuse_harmful_rate", "refuses harmful"),
+    ("refuse_harmless_rate", "refuses harmless"),
+    ("bpb", "bits/byte"),
+    ("minutes", "minutes"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("journeys", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--only", nargs="+", choices=["best-of", *METHODS], default=["best-of", *METHODS])
+    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
+    arguments = parser.parse_args()
+    rows: dict[str, list[dict[str, float]]] = {}
+    for journey in arguments.journeys:
+        out = arguments.out / journey.name
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("base", "sft"):
+            rows.setdefault(name, []).append(of_evaluation(journey / f"evaluate-{name}", 0.0))
+        if "best-of" in arguments.only:
+            best_of(journey, out, rows, arguments.table)
+        for name in (name for name in METHODS if name in arguments.only):
+            if row := trained(journey, out, name, arguments.table):
+                rows.setdefault(name, []).append(row)
+    (arguments.out / "methods.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (arguments.out / "frontier.svg").write_text(frontier(rows))
+    print(where())
+    print("\n| | " + " | ".join(title for _, title in COLUMNS) + " | seeds |")
+    print("|---|" + "---:|" * (len(COLUMNS) + 1))
+    for name, found in rows.items():
+        cells = [spread([row[key] for row in found if key in row]) for key, _ in COLUMNS]
+        print(f"| {name} | " + " | ".join(cells) + f" | {len(found)} |")
+
+
+def best_of(journey: Path, out: Path, rows: dict[str, list[dict[str, float]]], table: bool) -> None:
+    """The answers that the reward model likes best of n of the SFT model's, to the held-out questions."""
+    given = inputs(journey)
+    recipe = {name: given[name] for name in ("policy", "reward", "world")} | {"samples": BEST_OF}
+    seconds = make("best-of-n", recipe, out / "best-of", table)
+    if seconds is None:
+        return
+    tree = json.loads((out / "best-of" / "best_of_n.json").read_text())
+    for entry in tree["table"]:
+        if entry["n"] in (4, BEST_OF):
+            found = {"graded": entry["graded_reward"]["mean"], "kl": entry["kl"], "minutes": seconds / 60}
+            found |= {key: entry[key]["mean"] for key, _ in COLUMNS if isinstance(entry.get(key), dict)}
+            rows.setdefault(f"best of {entry['n']}", []).append(found)
+
+
+def trained(journey: Path, out: Path, name: str, table: bool) -> dict[str, float] | None:
+    """A method's row: train, then measure like every model of the journey."""
+    command, changed = METHODS[name]
+    given = inputs(journey)
+    keys = {
+        "rejection": ("policy", "reward", "prompts", "corpus"),
+        "prefer": ("model", "rankings"),
+        "grpo": ("policy", "reward", "prompts", "world"),
+        "ppo": ("policy", "reference", "reward", "prompts", "world", "corpus"),
+    }[command]
+    recipe = {key: given[key] for key in keys} | {"seed": given["seed"], **changed}
+    seconds = make(command, recipe, out / name, table)
+    if seconds is None:
+        return None
+    measured = {key: given[key] for key in ("world", "reference", "corpus", "reward", "seed")}
+    if make("evaluate", measured | {"model": str(out / name)}, out / f"evaluate-{name}", table) is None:
+        return None
+    return of_evaluation(out / f"evaluate-{name}", seconds)
+
+
+def inputs(journey: Path) -> dict[str, Any]:
+    """What the methods share, by the keys that stages know it by."""
+    sft, world = str(journey / "sft"), journey / "world"
+    return {
+        **{"policy": sft, "model": sft, "reference": sft, "reward": str(journey / "reward-1")},
+        **{"world": str(world), "corpus": str(journey / "corpus")},
+        **{"prompts": [str(world / "prompts.jsonl")], "rankings": [str(journey / "label-1/rankings.jsonl")]},
+        "seed": yaml.safe_load((journey / "recipe.yaml").read_text())["seed"],
+    }
+
+
+def make(command: str, recipe: dict[str, Any], out: Path, table: bool) -> float | None:
+    """Run a stage unless it is finished; the seconds it took, None where it is missing and `table` is set."""
+    clock = out.with_name(f"{out.name}.seconds")
+    if not clock.exists():
+        if table:
+            return None
+        config = out.with_name(f"{out.name}.yaml")
+        config.write_text(yaml.safe_dump(recipe))
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "bloomery.cli", command, "--config", str(config), "--out", str(out)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        clock.write_text(str(time.perf_counter() - start))
+    return float(clock.read_text())
+
+
+def of_evaluation(directory: Path, seconds: float) -> dict[str, float]:
+    """The columns of one evaluated model; rates are of greedy answers."""
+    tree = json.loads((directory / "evaluation.json").read_text())
+    rates = {key: tree["greedy"][key]["mean"] for key, _ in COLUMNS if key in tree["greedy"]}
+    kl = {"kl": tree["kl"]["mean"]} if tree["kl"] and tree["kl"]["mean"] is not None else {}
+    return {
+        "graded": tree["sampled"]["graded_reward"]["mean"],
+        "greedy": tree["greedy"]["graded_reward"]["mean"],
+        "bpb": tree["bpb"]["all"]["mean"],
+        **({"minutes": seconds / 60} if seconds else {}),
+        **rates,
+        **kl,
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean of the seeds, with their range where there are several."""
+    if not values:
+        return ""
+    beside = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{beside}"
+
+
+def frontier(rows: dict[str, list[dict[str, float]]]) -> str:
+    """The oracle's grade of sampled answers over the square root of the KL to the SFT model: a named dot for
+    each method's mean over seeds, small ones for the seeds."""
+    from bloomery.report.plots import nice_ticks
+
+    points = {
+        name: [(row["kl"] ** 0.5, row["graded"]) for row in found if row.get("kl", -1.0) >= 0]
+        for name, found in rows.items()
+    }
+    points = {name: found for name, found in points.items() if found}
+    across = nice_ticks(0.0, max(x for found in points.values() for x, _ in found))
+    heights = [y for found in points.values() for _, y in found]
+    up = nice_ticks(min(heights), max(heights))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 60 + 560 * x / across[-1], 330 - 300 * (y - up[0]) / (up[-1] - up[0])
+
+    body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 390"><style>{STYLE}</style>']
+    for tick in up:
+        y = place(0, tick)[1]
+        body.append(f'<line x1="60" x2="620" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(f'<text x="52" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in across:
+        body.append(f'<text x="{place(tick, 0)[0]:.1f}" y="350" text-anchor="middle">{tick:g}</text>')
+    body.append('<text x="340" y="378" text-anchor="middle">square root of the KL to SFT (nats)</text>')
+    body.append('<text x="60" y="18">graded reward of sampled answers</text>')
+    for name, found in points.items():
+        body += [
+            f'<circle class="seed" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in (place(*p) for p in found)
+        ]
+        x, y = place(mean(x for x, _ in found), mean(y for _, y in found))
+        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
+        body.append(f'<text class="name" x="{x + 8:.1f}" y="{y + 4:.1f}">{name}</text>')
+    return "\n".join([*body, "</svg>", ""])
+
+
+if __name__ == "__main__":
+    main()
