@@ -109,7 +109,7 @@ def test_an_update_by_hand(
     chat: Chat, model_dir: Path, tmp_path: Path, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fine-tuning on what was sampled, its end token included, beside pretraining text: against every answer
-    read by itself. Cut into parts of two answers, it is the same."""
+    read by itself. Cut into parts of two answers, it is the same. The second update of a run."""
     actor, corpus = hub.load(model_dir), tiny.corpus(chat.tokenizer, tmp_path / "corpus")
     chosen = [rollouts[i] for i in (0, 3, 7)]
     nats, counted = [], 0
@@ -117,7 +117,7 @@ def test_an_update_by_hand(
         nats.append(-tiny.logprobs_of(actor, r.tokens)[len(r.prompt_tokens) :].sum())
         counted += len(r.completion.tokens)
     loss = torch.stack(nats).sum() / counted
-    batch = pack_documents(corpus, "train", batch_size=3, length=20, seed=2, step=0)
+    batch = pack_documents(corpus, "train", batch_size=3, length=20, seed=2, step=1)
     text = tiny.plain_text_loss(actor, batch)
     want = loss + 0.25 * text
 
@@ -134,7 +134,7 @@ def test_an_update_by_hand(
         monkeypatch.setattr(rejection, "ROWS", size)
         actor.zero_grad()
         metrics = rejection.improve(
-            settings, 0, [example(r) for r in chosen], learner_of(actor, chat, corpus)
+            settings, 1, [example(r) for r in chosen], learner_of(actor, chat, corpus)
         )
         assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
         assert metrics["loss/replay"] == pytest.approx(text.item(), abs=1e-5)

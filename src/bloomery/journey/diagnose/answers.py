@@ -147,7 +147,7 @@ def constant_reward(table: Table) -> Finding | None:
     )
 
 
-@condition("zero-variance-groups", "grpo", "prefer_online")
+@condition("zero-variance-groups", "grpo", "prefer_online", "rejection")
 def zero_variance_groups(table: Table) -> Finding | None:
     """In more than 0.8 of the groups all answers get the same reward."""
     column = table.get("frac_reward_zero_std")

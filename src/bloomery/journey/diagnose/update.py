@@ -7,7 +7,7 @@ from statistics import fmean
 from bloomery.journey.diagnose.finding import Finding, condition, from_to, plain, setting
 from bloomery.journey.diagnose.table import Column, Table, number
 
-POLICY = ("ppo", "grpo", "prefer_online")
+POLICY = ("ppo", "grpo", "prefer_online", "rejection")
 
 KL_NEGATIVE = -0.05
 """Nats an answer. The estimate's noise averages out over steps: what stays below this is bias."""
