@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mutations.in_data import DATA
 from mutations.in_judgement import JUDGEMENT
+from mutations.in_lab import LAB
 from mutations.in_models import MODELS
 from mutations.in_objectives import OBJECTIVES
 from mutations.in_search import SEARCH
@@ -17,4 +18,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *JUDGEMENT,
     *TRAINING,
     *SEARCH,
+    *LAB,
 )

@@ -1,0 +1,64 @@
+"""Faults in the laws of over-optimisation, the stop rule and the laboratory."""
+
+from __future__ import annotations
+
+from mutations.mutation import Mutation
+
+LAWS, STOP = ("evals/test_overoptimisation.py",), ("stages/test_stop.py",)
+SPOIL, FINDINGS, PLAN = ("stages/test_spoil.py",), ("journey/test_lab.py",), ("journey/test_lab_plan.py",)
+OVER = "evals/overoptimisation.py"
+
+LAB = (
+    Mutation("no-start-level", OVER, "np.ones_like(x)", "np.zeros_like(x)", LAWS),
+    Mutation("laws-exchanged", OVER, 'x * x if law == "bon"', 'x * x if law == "rl"', LAWS),
+    Mutation("fall-added", OVER, "x, -falls]", "x, falls]", LAWS),
+    Mutation("peak-of-the-other-law", OVER, "np.exp(alpha / beta - 1)", "np.exp(alpha / beta)", LAWS),
+    Mutation("distance-for-divergence", OVER, "ranged(d * d, ds * ds)", "ranged(d, ds)", LAWS),
+    Mutation("peak-where-none-is", OVER, "np.where(found[:, 2] > 0,", "np.where(found[:, 2] != 0,", LAWS),
+    Mutation("blocks-of-one", OVER, "np.arange(block)", "np.zeros(block, dtype=int)", LAWS),
+    Mutation(
+        "residuals-without-the-law", OVER, "curve + (y - curve)[places]", "y + (y - curve)[places]", LAWS
+    ),
+    Mutation("proxy-not-asked", OVER, " and p[step] > p[best]:", ":", LAWS),
+    Mutation("patience-late-by-one", OVER, "step - best >= patience", "step - best > patience", LAWS),
+    Mutation(
+        "best-of-the-window-s-start", OVER, "Verdict(best + window - 1, step", "Verdict(best, step", LAWS
+    ),
+    Mutation("window-not-centred", OVER, "at - window // 2", "at", LAWS),
+    Mutation("best-after-its-update", "stages/stop.py", "said.best == step", "said.best == step - 1", STOP),
+    Mutation("best-never-kept", "stages/stop.py", "self.kept.load_state_dict(self.l", "dict(self.l", STOP),
+    Mutation("last-weights-saved", "stages/stop.py", "self.learning.load_state_dict(", "dict(", STOP),
+    Mutation("kept-not-in-checkpoints", "stages/ppo.py", '{"best": best.kept} if best', "{} if best", STOP),
+    Mutation("run-not-ended", "stages/ppo.py", "if ends:", "if ends and step < 0:", STOP),
+    Mutation(
+        "watched-is-rewarded",
+        "stages/online.py",
+        "self.judge = combined(recipe.rewards, tools, parts)",
+        "self.judge = combined((*recipe.rewards, *recipe.watch), tools, parts)",
+        STOP,
+    ),
+    Mutation("ties-torn", "stages/spoil.py", "sum(other > rank", "sum(other >= rank", SPOIL),
+    Mutation("correction-left", "stages/spoil.py", ', "correction": None', "", SPOIL),
+    Mutation(
+        "held-out-turned-over",
+        "stages/spoil.py",
+        " for r in kept if not exempt(r, recipe))",
+        " for r in kept)",
+        SPOIL,
+    ),
+    Mutation("parts-overlap", "stages/spoil.py", "wanted = upto - before", "wanted = upto", SPOIL),
+    Mutation("twin-of-the-same-labels", "journey/plan.py", "part=part,", "part=0,", PLAN),
+    Mutation("watches-itself", "journey/plan.py", '{"path": pair[1]}', '{"path": pair[0]}', PLAN),
+    Mutation(
+        "one-leash-for-all", "journey/plan.py", '"kl_coef": kl_coef}', '"kl_coef": j.lab.kl_coefs[0]}', PLAN
+    ),
+    Mutation(
+        "gold-chosen-by-gold",
+        "journey/lab.py",
+        "expected_best(scores, values, n)",
+        "expected_best(values, values, n)",
+        FINDINGS,
+    ),
+    Mutation("back-to-the-stop", "journey/lab.py", "else said.best", "else said.stop", FINDINGS),
+    Mutation("best-beyond-the-run", "journey/lab.py", 'max(run["d"]), POINTS', "1.0, POINTS", FINDINGS),
+)
