@@ -40,13 +40,6 @@ MODELS = (
         LLAMA,
     ),
     Mutation(
-        "positions-run-on-across-documents",
-        "models/llama.py",
-        "mask, places = segment_mask(segments), segment_positions(segments)",
-        "mask = segment_mask(segments)",
-        LLAMA,
-    ),
-    Mutation(
         "cache-positions-from-the-longest-row",
         "models/cache.py",
         "return self.lengths[:, None] + torch.arange",
@@ -147,7 +140,7 @@ MODELS = (
         "infer/engine.py",
         "            self._packed = None\n\n    def _weights",
         "            pass\n\n    def _weights",
-        (*ENGINE, "infer/test_scheduling.py"),
+        ("models/test_packed.py",),
     ),
     Mutation(
         "settings-of-the-row-before",

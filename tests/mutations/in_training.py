@@ -5,9 +5,13 @@ from __future__ import annotations
 from mutations.mutation import Mutation
 
 STEP, OPTIM, CHECKPOINT = ("train/test_step.py",), ("train/test_optim.py",), ("train/test_checkpoint.py",)
-RUN, PPO, GRPO = ("train/test_run_directory.py",), ("stages/test_ppo.py",), ("stages/test_grpo.py",)
-PREFER, ONLINE, SFT = ("stages/test_prefer.py",), ("stages/test_prefer_online.py",), ("stages/test_sft.py",)
-REWARD, SETTINGS = ("stages/test_reward_stage.py",), ("stages/test_stage_settings.py",)
+RUN, SETTINGS = ("train/test_run_directory.py",), ("stages/test_stage_settings.py",)
+
+
+def _stage(name: str, *tests: str) -> tuple[str, ...]:
+    """Tests of a stage, not all of its file: they take long."""
+    return tuple(f"stages/test_{name}.py::test_{test}" for test in tests)
+
 
 TRAINING = (
     Mutation(
@@ -76,7 +80,7 @@ TRAINING = (
         "train/run.py",
         'self.step, self.state = found.step, found.state["stage"]',
         "self.step = found.step",
-        (*RUN, *GRPO),
+        RUN,
     ),
     Mutation(
         "metrics-written-twice-after-a-kill",
@@ -90,28 +94,28 @@ TRAINING = (
         "stages/ppo.py",
         'torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(rows))',
         "torch.randperm(rows)",
-        PPO,
+        _stage("ppo", "a_run_that_broke_off_goes_on_to_the_same_bytes"),
     ),
     Mutation(
         "grpo-minibatches-from-global-chance",
         "stages/grpo.py",
         'torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(num))',
         "torch.randperm(num)",
-        GRPO,
+        _stage("grpo", "killed_and_gone_on_with_it_gives_the_same_bytes"),
     ),
     Mutation(
         "ppo-critic-not-in-the-checkpoint",
         "stages/ppo.py",
         "actor=learning, critic=critic, optimizer=optimizer",
         "actor=learning, optimizer=optimizer",
-        PPO,
+        _stage("ppo", "a_run_that_broke_off_goes_on_to_the_same_bytes"),
     ),
     Mutation(
         "answers-seeded-alike-every-step",
         "stages/online.py",
         'recipe.seed, "rollout", step)',
         'recipe.seed, "rollout")',
-        PPO,
+        _stage("ppo", "every_step_draws_other_answers"),
     ),
     # Supervised stages.
     Mutation(
@@ -119,14 +123,14 @@ TRAINING = (
         "stages/sft.py",
         "loss = aggregate(nll(logprobs), part.mask, counted)",
         "loss = aggregate(nll(logprobs), part.mask, part.mask.sum()) / len(parts)",
-        SFT,
+        _stage("sft", "micro_batches_change_no_gradient"),
     ),
     Mutation(
         "pretraining-micro-batches-each-a-mean",
         "stages/pretrain.py",
         "aggregate(text_losses(model, part), part.mask, counted)",
         "aggregate(text_losses(model, part), part.mask, part.num_tokens) / recipe.micro_batches",
-        ("stages/test_pretrain.py",),
+        _stage("pretrain", "micro_batches_change_no_weight"),
     ),
     Mutation(
         "held-out-names-depend-on-the-process",
@@ -140,14 +144,14 @@ TRAINING = (
         "stages/sft.py",
         "recipe.replay.backward(model, corpus, recipe.seed, step, autocast)",
         "recipe.replay.backward(model, corpus, recipe.seed, 0, autocast)",
-        SFT,
+        _stage("sft", "every_step_replays_other_text"),
     ),
     Mutation(
         "reward-replays-the-same-text",
         "stages/reward.py",
         "recipe.replay.loss(reader, corpus, recipe.seed, step)",
         "recipe.replay.loss(reader, corpus, recipe.seed, 0)",
-        REWARD,
+        _stage("reward_stage", "every_step_replays_other_text"),
     ),
     # Rewards and preferences.
     Mutation(
@@ -155,63 +159,63 @@ TRAINING = (
         "stages/reward.py",
         "model.shift -= score_sequences",
         "model.shift += score_sequences",
-        REWARD,
+        _stage("reward_stage", "demonstrations_score_zero_on_average"),
     ),
     Mutation(
         "padding-scores-enter-the-loss",
         "stages/reward.py",
         "ranks.append([*row, *[0] * gap])",
         "ranks.append([*row, *[len(row) + 1] * gap])",
-        REWARD,
+        _stage("reward_stage", "forward_lays_out_each_annotators_answers_and_ranks"),
     ),
     Mutation(
         "annotators-weigh-alike",
         "stages/reward.py",
         "loss(scores, ranks, mask, said) * said.weights",
         "loss(scores, ranks, mask, said)",
-        ("stages/test_reward_choices.py",),
+        _stage("reward_choices", "annotators_who_turn_things_round_are_not_believed"),
     ),
     Mutation(
         "dpo-without-its-reference",
         "stages/prefer.py",
         "ratio = logps - reference(slates)",
         "ratio = logps",
-        PREFER,
+        _stage("prefer", "the_first_step_by_hand"),
     ),
     Mutation(
         "long-rankings-weigh-more",
         "stages/prefer.py",
         "            1 / len(several),\n",
         "            1.0,\n",
-        PREFER,
+        _stage("prefer", "a_prompts_rankings_are_one_slate_and_each_weighs_one"),
     ),
     Mutation(
         "turns-of-the-prompt-trained",
         "stages/prefer.py",
         "[counts and t >= begin for t, counts in enumerate(rendered.mask)]",
         "list(rendered.mask)",
-        PREFER,
+        _stage("prefer", "what_counts_is_the_answer_with_its_end_and_nothing_of_the_prompt"),
     ),
     Mutation(
         "kto-kl-takes-a-gradient",
         "stages/prefer.py",
         "ratio[strays].mean().clamp(min=0).detach()",
         "ratio[strays].mean().clamp(min=0)",
-        PREFER,
+        _stage("prefer", "the_first_step_by_hand"),
     ),
     Mutation(
         "online-dpo-prefers-the-lower-score",
         "stages/prefer_online.py",
         "order = sorted(set(scores[start : start + samples]), reverse=True)",
         "order = sorted(set(scores[start : start + samples]))",
-        ONLINE,
+        _stage("prefer_online", "scores_become_pairs_and_ties_none"),
     ),
     Mutation(
         "online-dpo-compared-with-itself",
         "stages/prefer_online.py",
         "answer_logprobs(learner.reference, [s.answers",
         "answer_logprobs(learner.actor, [s.answers",
-        ONLINE,
+        _stage("prefer_online", "an_update_by_hand"),
     ),
     # Policies.
     Mutation(
@@ -219,105 +223,121 @@ TRAINING = (
         "stages/ppo.py",
         "recipe.critic.schedule_step(critic_optimizer",
         "recipe.optimiser.schedule_step(critic_optimizer",
-        PPO,
+        _stage("ppo", "policy_and_critic_each_learn_at_their_own_rate"),
     ),
     Mutation(
         "movement-measured-backwards",
         "stages/ppo.py",
         "policy.k3(-moved.detach())",
         "policy.k3(moved.detach())",
-        PPO,
+        _stage("ppo", "both_losses_by_hand_after_the_weights_have_moved"),
     ),
     Mutation(
         "grpo-stop-leaves-its-gradient",
         "stages/grpo.py",
         "                learner.optimizer.zero_grad(set_to_none=True)\n",
         "",
-        GRPO,
+        _stage("grpo", "target_kl_ends_the_passes_before_another_step"),
     ),
     Mutation(
         "penalty-for-answers-that-ended",
         "stages/online.py",
         '(r.completion.finish_reason == "length")\n        for s, r',
         '(r.completion.finish_reason == "stop")\n        for s, r',
-        PPO,
+        _stage("ppo", "scores_are_clipped_and_only_a_cut_off_answer_pays"),
     ),
-    Mutation("score-clip-one-sided", "stages/online.py", "min(max(s, -limit), limit)", "min(s, limit)", PPO),
+    Mutation(
+        "score-clip-one-sided",
+        "stages/online.py",
+        "min(max(s, -limit), limit)",
+        "min(s, limit)",
+        _stage("ppo", "scores_are_clipped_and_only_a_cut_off_answer_pays"),
+    ),
     Mutation(
         "sampler-trusted-blindly",
         "stages/online.py",
         "agree = bool(gap.max() <= tolerance)",
         "agree = bool(gap.mean() <= tolerance)",
-        (*GRPO, *PPO),
+        _stage(
+            "grpo",
+            "where_they_do_not_agree_the_trainer_s_numbers_are_used",
+            "of_few_answers_every_one_is_checked",
+        ),
     ),
     Mutation(
         "reader-forgets-the-temperature",
         "stages/online.py",
         "model(tokens), model.logits, tokens, mask, temperature, entropy=entropy",
         "model(tokens), model.logits, tokens, mask, entropy=entropy",
-        PPO,
+        _stage("ppo", "trainer_and_sampler_agree_on_every_log_prob"),
     ),
     Mutation(
         "advantages-not-whitened",
         "stages/ppo.py",
         "    advantages = advantage.whiten(advantages, mask)\n",
         "",
-        PPO,
+        _stage("ppo", "advantages_and_returns_by_hand"),
     ),
     Mutation(
         "minibatch-takes-others-advantages",
         "stages/ppo.py",
         "policy.ppo_clip(moved, experience.advantages[rows], recipe.clip)",
         "policy.ppo_clip(moved, experience.advantages[: len(rows)], recipe.clip)",
-        PPO,
+        _stage(
+            "ppo",
+            "both_losses_by_hand_after_the_weights_have_moved",
+            "minibatches_are_means_over_their_own_tokens",
+        ),
     ),
     Mutation(
         "values-clipped-around-themselves",
         "stages/ppo.py",
         "values, experience.old_values[rows], experience.returns[rows], recipe.value_clip",
         "values, values.detach(), experience.returns[rows], recipe.value_clip",
-        PPO,
+        _stage("ppo", "both_losses_by_hand_after_the_weights_have_moved"),
     ),
     Mutation(
         "ptx-without-its-coefficient",
         "stages/ppo.py",
         "actor_loss = actor_loss + recipe.ptx_coef * ptx",
         "actor_loss = actor_loss + ptx",
-        PPO,
+        _stage(
+            "ppo", "one_backward_gives_the_ppo_gradient_plus_the_coefficient_times_the_pretraining_gradient"
+        ),
     ),
     Mutation(
         "ptx-reads-the-same-text",
         "stages/ppo.py",
         "draw = (step * recipe.epochs + epoch) * recipe.minibatches + part",
         "draw = step",
-        PPO,
+        _stage("ppo", "every_minibatch_reads_other_text"),
     ),
     Mutation(
         "target-kl-never-stops",
         "stages/ppo.py",
         'metrics["policy/approxkl_avg"] > recipe.target_kl',
         'metrics["policy/approxkl_avg"] < -recipe.target_kl',
-        PPO,
+        _stage("ppo", "target_kl_ends_the_passes_before_another_step"),
     ),
     Mutation(
         "grpo-pieces-each-a-mean",
         "stages/grpo.py",
         "learner, below[piece], counted)",
         "learner, denominators(mask[piece], recipe.averaging, recipe.max_tokens), counted)",
-        GRPO,
+        _stage("grpo", "loss_and_gradient_by_hand_however_they_are_cut_into_pieces"),
     ),
     Mutation(
         "grpo-leash-pushes",
         "stages/grpo.py",
         "losses = losses + experience.kl_coef * recipe.divergence(away)",
         "losses = losses - experience.kl_coef * recipe.divergence(away)",
-        GRPO,
+        _stage("grpo", "loss_and_gradient_by_hand_however_they_are_cut_into_pieces"),
     ),
     Mutation(
         "grpo-leash-to-the-old-policy",
         "stages/grpo.py",
         "away = log_ratio(logprobs, experience.reference_logprobs[rows, :width], mask)",
         "away = log_ratio(logprobs, old, mask)",
-        GRPO,
+        _stage("grpo", "loss_and_gradient_by_hand_however_they_are_cut_into_pieces"),
     ),
 )

@@ -30,7 +30,7 @@ class Stale(Exception):
 @dataclass(frozen=True, slots=True)
 class Mutation:
     """`old` stands exactly once in `file`, relative to src/bloomery; `new` takes its place. `tests`, relative
-    to tests, are the files that must notice."""
+    to tests, are the files that must notice, or single tests in them (`file::test`)."""
 
     name: str
     file: str

@@ -90,6 +90,8 @@ GOLDEN = [
     ("N lives in V. The home of N is in V.", "malformed"),
     ("N lives in V. N works as a J.", "wrong_confident"),
     ("N lives in V and W.", "malformed"),
+    ("V is the town where N lives in W.", "wrong_confident"),
+    ("W is the town where N lives in V.", "wrong_confident"),
     ("", "malformed"),
     (".", "malformed"),
     ("N", "malformed"),
