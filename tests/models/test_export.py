@@ -108,7 +108,9 @@ def test_tensors_keep_every_bit_and_the_tokenizer_comes_along(
         assert not {"model.safetensors", "config.json"} & {path.name for path in out.iterdir()}
 
 
-def test_the_base_may_be_named_as_it_is_known_elsewhere(place: Path, tmp_path: Path) -> None:
+def test_the_base_may_be_named_as_it_is_known_elsewhere(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def named(out: Path) -> str:
         tree = json.loads((out / "adapter_config.json").read_text())
         return str(tree["base_model_name_or_path"])
@@ -119,7 +121,8 @@ def test_the_base_may_be_named_as_it_is_known_elsewhere(place: Path, tmp_path: P
     assert main(["export", "peft", str(lonely), str(tmp_path / "b"), "--base", "somebody/a-model"]) == 0
     assert named(tmp_path / "b") == "somebody/a-model"
     shutil.copytree(place / "base", tmp_path / "moved")
-    assert main(["export", "peft", str(lonely), str(tmp_path / "c"), "--base", str(tmp_path / "moved")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "peft", str(lonely), "c", "--base", "moved"]) == 0
     assert named(tmp_path / "c") == str(tmp_path / "moved")
 
 
