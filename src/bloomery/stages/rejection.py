@@ -68,7 +68,7 @@ class Rejection(Online):
     """Passes over each step's kept answers."""
     minibatches: int = Field(8, ge=1)
     """Optimizer steps of a pass."""
-    optimiser: Optimiser = Optimiser(learning_rate=3e-4, schedule="constant", warmup=5, weight_decay=0.0)
+    optimiser: Optimiser = Optimiser(learning_rate=1e-4, schedule="constant", warmup=5, weight_decay=0.0)
     compute: Compute = Compute(checkpoint_every=1)
 
     @model_validator(mode="after")
