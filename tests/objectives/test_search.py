@@ -70,7 +70,7 @@ def test_chosen_by_one_and_reported_by_the_other() -> None:
 
 
 @given(SCORES, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_estimate_is_the_mean_over_all_subsets(scores: list[int], data: st.DataObject) -> None:
     n = data.draw(st.integers(1, len(scores)))
     values = data.draw(st.lists(st.integers(-9, 9), min_size=len(scores), max_size=len(scores)))
@@ -79,7 +79,7 @@ def test_the_estimate_is_the_mean_over_all_subsets(scores: list[int], data: st.D
 
 
 @given(SCORES, st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_always_holds(scores: list[int], data: st.DataObject) -> None:
     x, num = row(*scores), len(scores)
     order = data.draw(st.permutations(range(num)))
