@@ -173,7 +173,7 @@ TRAINING = (
         "stages/reward.py",
         "loss(scores, ranks, mask, said) * said.weights",
         "loss(scores, ranks, mask, said)",
-        _stage("reward_choices", "annotators_who_turn_things_round_are_not_believed"),
+        _stage("reward_choices", "a_step_weighs_each_ranking_by_its_annotator"),
     ),
     Mutation(
         "dpo-without-its-reference",
@@ -258,11 +258,7 @@ TRAINING = (
         "stages/online.py",
         "agree = bool(gap.max() <= tolerance)",
         "agree = bool(gap.mean() <= tolerance)",
-        _stage(
-            "grpo",
-            "where_they_do_not_agree_the_trainer_s_numbers_are_used",
-            "of_few_answers_every_one_is_checked",
-        ),
+        _stage("grpo", "one_token_that_differs_is_enough"),
     ),
     Mutation(
         "reader-forgets-the-temperature",

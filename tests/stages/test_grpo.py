@@ -156,6 +156,16 @@ def test_of_few_answers_every_one_is_checked(scene: Scene, row: int) -> None:
     assert scene.checked(settings, off)[1]["sampling/recomputed"] == 1.0
 
 
+def test_one_token_that_differs_is_enough(scene: Scene) -> None:
+    """However near the others bring the mean."""
+    off = scene.batch
+    row, token = off.mask.nonzero()[-1].tolist()
+    off.old_logprobs[row, token] -= 0.5
+    _, metrics = scene.checked(recipe(sampler_tolerance=0.1), off)
+    assert metrics["sampling/sampling_logp_difference/mean"] < 0.1
+    assert metrics["sampling/recomputed"] == 1.0
+
+
 def test_in_bf16_the_trainer_s_own_numbers_make_the_first_ratio_one(scene: Scene) -> None:
     settings = recipe(compute=Compute(precision="bf16", threads=1))
     batch, metrics = scene.checked(settings, scene.batch)

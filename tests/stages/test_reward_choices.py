@@ -26,7 +26,7 @@ from bloomery.objectives.reward import Wanted, pairwise
 from bloomery.rewards.heads import fold, widen
 from bloomery.rewards.model import score_slates
 from bloomery.stages import lessons, reward
-from bloomery.stages.common import Optimiser
+from bloomery.stages.common import Optimiser, is_held_out
 from bloomery.stages.reward import RewardRecipe
 from bloomery.stages.slates import UNRATED, Slate, make_slates, prompt_id, told
 from bloomery.text.chat import Chat
@@ -349,6 +349,23 @@ def test_annotators_who_turn_things_round_are_not_believed(
     assert card["annotators"]["mad"]["weight"] == 0.0
     assert card["annotators"]["ada"]["weight"] == pytest.approx(1.5)
     assert "annotators" not in train(model_dir, said, tmp_path / "plain")
+
+
+def test_a_step_weighs_each_ranking_by_its_annotator(
+    chat: Chat, model_dir: Path, said: Path, tmp_path: Path
+) -> None:
+    """The first loss of a run by hand: ada and bob always agree and weigh 1.5 each, mad weighs nothing."""
+    slates = make_slates(crowd(14, seed=0), chat, corrections=False)
+    taught = [s for s in slates if not is_held_out(s.id, 0.2)]
+    train(model_dir, said, tmp_path / "out", combine="reliability", batch=len(taught))
+    start, costs = ScalarModel.from_causal(hub.load(model_dir), seed=0), []
+    for slate in taught:
+        scores = alone(start, slate)[None]
+        for who, ranks in zip(slate.annotators, slate.ranks, strict=True):
+            wanted = Wanted(torch.tensor([ranks]), torch.ones(1, 3).bool())
+            costs.append(0.0 if who == "mad" else 1.5 * pairwise(scores, wanted).item())
+    (row,) = tiny.lines(tmp_path / "out" / "metrics.jsonl")
+    assert row["loss"] == pytest.approx(sum(costs) / len(costs), rel=1e-4)
 
 
 def beats(made: ScalarModel, chat: Chat, better: str, worse: str) -> float:
