@@ -177,7 +177,8 @@ FIRST = _round(
     label={"styles": STYLES, "prompts": 2400, "answers": 6},
     reward={"epochs": 2.5},
 )
-# Later rounds rank what the policy says by now.
+# Later rounds rank what the policy says by now. It has come half of the way: a tighter leash holds it where
+# honesty is won and known facts are not yet lost, below about .7 nats.
 LATER = _round(
     (
         Answers(of="rl", samples=2),
@@ -187,6 +188,7 @@ LATER = _round(
     ),
     label={"styles": STYLES, "prompts": 1200, "answers": 6},
     reward={"epochs": 2.0},
+    ppo={"kl_coef": 0.3},
 )
 
 
