@@ -666,7 +666,7 @@ def test_the_command_on_a_healthy_and_a_sick_run(tmp_path: Path, capsys: pytest.
     for word in (
         "1 finding",
         "ill: overfit",
-        "eval_loss 0.6",
+        "eval_loss 0.",
         "evidence",
         "try",
         "epochs is 5.0",
