@@ -2,7 +2,7 @@
 
     python benchmarks/reference_curves.py runs/seeds/seed-0 runs/seeds/seed-1 runs/seeds/seed-2
 
-Each directory is a default journey of another seed (benchmarks/three_seeds.py makes them). Every
+Each directory is a journey of another seed (benchmarks/three_seeds.py --set rounds=2 makes them). Every
 metric of every step is thinned and written to src/bloomery/journey/reference/<step>.jsonl, a line for each
 seed and metric, beside the journeys' recipe, by which a run is told to be comparable; files that were there
 before give way. A step that did not finish is left out, and said; journeys of different settings, and one

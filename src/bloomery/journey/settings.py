@@ -106,7 +106,7 @@ class _Journey(Section):
     """From raw text to an aligned model: which stages, and their settings."""
 
     seed: int = 0
-    rounds: int = Field(2, ge=0)
+    rounds: int = Field(1, ge=0)
     """How often label, reward and ppo are repeated on the newest policy's answers; 0 stops after sft."""
     lab: Any = None
     """Instead of rounds: the over-optimisation laboratory. Needs rounds = 0."""
