@@ -90,7 +90,7 @@ def test_a_dry_run_tells_what_a_setting_costs_and_writes_nothing(
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "later" not in said
-    assert "kl_coef: 0.2 -> 0.5" in said
+    assert "kl_coef: 0.3 -> 0.5" in said
     assert "2 of 16 steps to do" in said
     assert "estimate" in said
     assert snapshot(out) == before

@@ -156,6 +156,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reference": {"reference": "reference"},
     "reward": {"reward": "reward"},
     "rewards": {"rewards": [JAM, {"kind": "length", "weight": 0.5, "settings": {"most": 1}}]},
+    "watch": {"watch": [{"kind": "length", "settings": {"most": 1}}]},
     "lora": {"lora": {"rank": 2}},
     "seed": {"seed": 1},
     "steps": {"steps": 4},

@@ -157,19 +157,25 @@ def judge(
 def reward_scores(
     recipe: Evaluate, chat: Chat, asked: Sequence[Asked], replies: Sequence[Reply]
 ) -> list[float] | None:
-    """What the reward model says of each answer, rendered as a chat whoever wrote it."""
+    """What the reward model says of each answer: of the very tokens that were read and drawn, so one that was
+    cut off has no end; a base model's are rendered as a chat."""
     if recipe.reward is None:
         return None
     model = hub.load(recipe.reward, "scalar").to(precision.device()).train(False).requires_grad_(False)
-    end = chat.tokenizer.end_id
     sequences = [
-        (*chat.prompt(question.messages), *chat.tokenizer.encode(reply.text), end)
+        (*reply.prompt, *reply.completion) if recipe.chat else as_chat(question, reply, chat)
         for question, reply in zip(asked, replies, strict=True)
     ]
     scores: list[float] = score_sequences(
         model, sequences, chat.tokenizer.pad_id, batch_tokens=recipe.batch_tokens
     ).tolist()
     return scores
+
+
+def as_chat(question: Asked, reply: Reply, chat: Chat) -> tuple[int, ...]:
+    """Question and answer as the reward model knows them."""
+    tokenizer = chat.tokenizer
+    return (*chat.prompt(question.messages), *tokenizer.encode(reply.text), tokenizer.end_id)
 
 
 def divergence(recipe: Evaluate, model: Llama, replies: Sequence[Reply], pad_id: int) -> Estimate | None:
