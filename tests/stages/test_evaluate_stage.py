@@ -17,8 +17,9 @@ from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel, init
 from bloomery.stages import evaluate
 from bloomery.stages.evaluate import Evaluate
+from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
-from bloomery.types import Document
+from bloomery.types import Document, Message
 from bloomery.world import World, questions
 
 LIMIT = 60
@@ -127,6 +128,22 @@ def test_without_a_world_prompts_are_answered_but_not_judged(place: Path, tmp_pa
     assert set(tree["sampled"]) == {"unfinished_rate", "length", "proxy_reward"}
     assert 1 <= tree["sampled"]["length"]["mean"] <= 5
     assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+def test_an_answer_that_fills_the_context_is_scored_as_it_is(place: Path, tmp_path: Path) -> None:
+    """It was cut off, so it has no end token, and there would be no room for one."""
+    chat = Chat(Tokenizer.load(place / "one"))
+    empty = len(chat.prompt((Message(role="user", content=""),)))
+    words = "a " * 400
+    content = next(words[:n] for n in range(800) if len(chat.tokenizer.encode(words[:n])) == 256 - empty - 3)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": content}) + "\n")
+    recipe = Evaluate(model=place / "one", questions=file, reward=place / "reward", max_tokens=9)
+    evaluate.run(recipe, tmp_path / "out")
+    tree = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert tree["greedy"]["length"]["mean"] == 3
+    assert tree["greedy"]["unfinished_rate"]["mean"] == 1.0
+    assert tree["greedy"]["proxy_reward"]["n"] == 1
 
 
 def test_refuses_what_cannot_be_asked(place: Path, tmp_path: Path) -> None:
