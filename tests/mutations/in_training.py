@@ -90,15 +90,8 @@ TRAINING = (
         RUN,
     ),
     Mutation(
-        "ppo-minibatches-from-global-chance",
-        "stages/ppo.py",
-        'torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(rows))',
-        "torch.randperm(rows)",
-        _stage("ppo", "a_run_that_broke_off_goes_on_to_the_same_bytes"),
-    ),
-    Mutation(
-        "grpo-minibatches-from-global-chance",
-        "stages/grpo.py",
+        "minibatches-from-global-chance",
+        "stages/online.py",
         'torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(num))',
         "torch.randperm(num)",
         _stage("grpo", "killed_and_gone_on_with_it_gives_the_same_bytes"),
@@ -235,7 +228,7 @@ TRAINING = (
     Mutation(
         "grpo-stop-leaves-its-gradient",
         "stages/grpo.py",
-        "                learner.optimizer.zero_grad(set_to_none=True)\n",
+        "            learner.optimizer.zero_grad(set_to_none=True)\n",
         "",
         _stage("grpo", "target_kl_ends_the_passes_before_another_step"),
     ),
@@ -304,8 +297,8 @@ TRAINING = (
     Mutation(
         "ptx-reads-the-same-text",
         "stages/ppo.py",
-        "draw = (step * recipe.epochs + epoch) * recipe.minibatches + part",
-        "draw = step",
+        "step=number",
+        "step=step",
         _stage("ppo", "every_minibatch_reads_other_text"),
     ),
     Mutation(

@@ -17,9 +17,10 @@ from bloomery.models import hub
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel, init
 from bloomery.recipe import Section, dump, input_paths, load
+from bloomery.registry import settings_of
 from bloomery.rewards.model import RewardModel
 from bloomery.rewards.parts import Opinion, Part
-from bloomery.rewards.sources import Source, Tools, combined, schema, sources
+from bloomery.rewards.sources import Source, Tools, combined, sources
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Rollout
@@ -162,7 +163,7 @@ def test_a_recipe_comes_back_as_it_was(tmp_path: Path) -> None:
     assert recipe.rewards[0].settings.model_dump() == {"most": 3, "least": 0, "unit": "words"}
     path.write_text(dump(recipe))
     assert load(Recipe, path) == recipe
-    assert schema("length") is schema("length")
+    assert settings_of(sources["length"]) is settings_of(sources["length"])
 
 
 @pytest.mark.parametrize(

@@ -292,15 +292,7 @@ def test_killed_and_gone_on_with_it_gives_the_same_bytes(
         "optimiser": {"learning_rate": 0.003, "warmup": 2},
     }
     train(model_dir, said_file, tmp_path / "whole", **settings)
-    real, calls = prefer.update.apply, list[int]()
-
-    def dying(*args: Any, **kwargs: Any) -> float:
-        calls.append(1)
-        if len(calls) == 6:
-            raise MemoryError
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(prefer.update, "apply", dying)
+    tiny.break_off(monkeypatch, prefer.update, "apply", 6)
     with pytest.raises(MemoryError):
         train(model_dir, said_file, tmp_path / "killed", **settings)
     monkeypatch.setattr(prefer, "hub", HubWithout(other_dir))  # what it said is in the checkpoint

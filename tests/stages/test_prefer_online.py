@@ -4,6 +4,7 @@ and is not learned."""
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +138,10 @@ def train(policy: Path, prompts: Path, out: Path, **changed: Any) -> list[dict[s
     return [{n: v for n, v in row.items() if not n.startswith(tiny.CLOCKS)} for row in rows]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    talker_dir: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes(talker_dir: Path, prompts_file: Path, tmp_path: Path) -> None:
     settings = {"steps": 5, "compute": {"threads": 1, "checkpoint_every": 2}}
-    whole = train(talker_dir, prompts_file, tmp_path / "whole", **settings)
-    tiny.break_off(monkeypatch, prefer_online, "improve", 4)
-    with pytest.raises(MemoryError):
-        train(talker_dir, prompts_file, tmp_path / "killed", **settings)
-    assert train(talker_dir, prompts_file, tmp_path / "killed", **settings) == whole
-    assert digest_file(tmp_path / "whole" / "model.safetensors") == digest_file(
-        tmp_path / "killed" / "model.safetensors"
-    )
+    make = partial(train, talker_dir, prompts_file, **settings)
+    tiny.goes_on_to_the_same_bytes(make, tmp_path, prefer_online, "improve", 4, resumed=2)
 
 
 # `world`, `on_bad_row` and `prompts` are read by what PPO reads them with.

@@ -3,7 +3,6 @@ whose entropy is known, below which no model can go."""
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import islice
 from pathlib import Path
@@ -146,22 +145,14 @@ def test_the_shape_asked_for_is_the_shape_made(tokenizer_dir: Path, corpus: Corp
 
 
 def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
-    tokenizer_dir: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer_dir: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
     often = tiny.TRAINING.model_copy(update={"checkpoint_every": 2})
 
-    def again(name: str) -> None:
-        train(corpus, tokenizer_dir, tmp_path / name, steps=5, compute=often)
+    def again(out: Path) -> None:
+        train(corpus, tokenizer_dir, out, steps=5, compute=often)
 
-    again("whole")
-    tiny.break_off(monkeypatch, pretrain.update, "apply", 4)
-    with pytest.raises(MemoryError):
-        again("broken")
-    monkeypatch.undo()
-    again("broken")
-    for name in ("model.safetensors", "metrics.jsonl"):
-        assert digest_file(tmp_path / "whole" / name) == digest_file(tmp_path / "broken" / name)
-    assert json.loads((tmp_path / "broken" / "trainer_state.json").read_text())["resumed_at"] == [2]
+    tiny.goes_on_to_the_same_bytes(again, tmp_path, pretrain.update, "apply", 4, resumed=2)
 
 
 def test_the_seed_is_the_only_chance(tokenizer_dir: Path, corpus: Corpus, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,21 +214,11 @@ def train(policy: Path, prompts: Path, out: Path, **changed: Any) -> list[dict[s
     return [{n: v for n, v in row.items() if not n.startswith(tiny.CLOCKS)} for row in rows]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    talker_dir: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes(talker_dir: Path, prompts_file: Path, tmp_path: Path) -> None:
     """What earlier steps kept is part of the checkpoint."""
     settings = {"steps": 4, "earlier": 2, "compute": {"threads": 1, "checkpoint_every": 1}}
-    whole = train(talker_dir, prompts_file, tmp_path / "whole", **settings)
-    tiny.break_off(monkeypatch, rejection, "imitate", 6)
-    with pytest.raises(MemoryError):
-        train(talker_dir, prompts_file, tmp_path / "killed", **settings)
-    assert train(talker_dir, prompts_file, tmp_path / "killed", **settings) == whole
-    state = json.loads((tmp_path / "killed" / "trainer_state.json").read_text())
-    assert state["resumed_at"] == [2]
-    assert digest_file(tmp_path / "whole" / "model.safetensors") == digest_file(
-        tmp_path / "killed" / "model.safetensors"
-    )
+    make = partial(train, talker_dir, prompts_file, **settings)
+    tiny.goes_on_to_the_same_bytes(make, tmp_path, rejection, "imitate", 6, resumed=2)
 
 
 # `policy`, `world`, `watch`, `on_bad_row` and `prompts` are read by what PPO reads them with.

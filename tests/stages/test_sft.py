@@ -3,7 +3,6 @@ out, and what is refused or left out aloud."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -264,24 +263,14 @@ def test_conversations_of_two_files_that_share_their_names_are_all_trained_on(
     assert [entry["conversations"] for entry in data] == [2, 2]
 
 
-def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(model_dir: Path, tmp_path: Path) -> None:
     file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
     often = tiny.TRAINING.model_copy(update={"checkpoint_every": 2})
 
-    def again(name: str) -> None:
-        train(model_dir, [file], tmp_path / name, batch=2, epochs=2, compute=often)
+    def again(out: Path) -> None:
+        train(model_dir, [file], out, batch=2, epochs=2, compute=often)
 
-    again("whole")
-    tiny.break_off(monkeypatch, sft.update, "apply", 4)
-    with pytest.raises(MemoryError):
-        again("broken")
-    monkeypatch.undo()
-    again("broken")
-    for name in ("model.safetensors", "metrics.jsonl"):
-        assert digest_file(tmp_path / "whole" / name) == digest_file(tmp_path / "broken" / name)
-    assert json.loads((tmp_path / "broken" / "trainer_state.json").read_text())["resumed_at"] == [2]
+    tiny.goes_on_to_the_same_bytes(again, tmp_path, sft.update, "apply", 4, resumed=2)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 9])

@@ -4,11 +4,12 @@ packing, no batch."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -178,3 +179,25 @@ def break_off(monkeypatch: Any, module: Any, name: str, call: int) -> None:
         return real(*args, **kwargs)
 
     monkeypatch.setattr(module, name, dying)
+
+
+def goes_on_to_the_same_bytes(
+    make: Callable[[Path], object], out: Path, module: Any, name: str, call: int, resumed: int
+) -> None:
+    """Make a run whole, and one in which a function breaks off the `call`-th time.
+
+    Made again, the second goes on from the checkpoint at step `resumed` and ends with the same weights and
+    metrics, but for the clocks.
+    """
+    make(out / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, module, name, call)
+        with pytest.raises(MemoryError):
+            make(out / "broken")
+    make(out / "broken")
+    whole, broken = ((out / name / "model.safetensors").read_bytes() for name in ("whole", "broken"))
+    assert whole == broken
+    rows = [lines(out / name / "metrics.jsonl") for name in ("whole", "broken")]
+    without = [[{n: v for n, v in row.items() if not n.startswith(CLOCKS)} for row in one] for one in rows]
+    assert without[0] == without[1]
+    assert json.loads((out / "broken" / "trainer_state.json").read_text())["resumed_at"] == [resumed]

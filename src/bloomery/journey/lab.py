@@ -20,6 +20,7 @@ import torch
 from bloomery.errors import ArtifactError, UsageError
 from bloomery.evals import overoptimisation as over
 from bloomery.evals.overoptimisation import Fit, Floats, Law
+from bloomery.journey.results import read_json
 from bloomery.journey.settings import ENSEMBLE, HELD_OUT, Journey, Opponent, _Lab
 from bloomery.lineage import write_json
 from bloomery.objectives.search import expected_best
@@ -173,15 +174,6 @@ def summary(ends: Sequence[Json]) -> Json:
         mean = sum(kept) / len(kept) if kept else None
         found[key] = {"runs": len(kept), "mean": mean, "close": sum(share >= CLOSE for share in kept)}
     return found
-
-
-def read_json(path: Path) -> Json:
-    """Raises `ArtifactError` when there is no JSON object at `path`."""
-    try:
-        tree: Json = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError("this is not JSON", where=path, got=error) from None
-    return tree
 
 
 # ------------------------------------------------------------------------------------- on the terminal

@@ -67,17 +67,14 @@ class Begun(NamedTuple):
     """What the embedded world's plans have in common: where its steps up to sft leave what."""
 
     world: Path
+    shown: Path
+    """The demonstrations."""
     tokenizer: Path
     corpus: Path
     base: Path
     sft: Path
     measured: dict[str, Any]
     """Inputs of every evaluation."""
-
-    @property
-    def shown(self) -> Path:
-        """The demonstrations."""
-        return self.world / "demonstrations.jsonl"
 
 
 def begin(j: _Journey, steps: Steps) -> Begun:
@@ -95,7 +92,7 @@ def begin(j: _Journey, steps: Steps) -> Begun:
     sft = add("sft", "sft", j.sft, model=base, demonstrations=[shown], corpus=corpus)
     measured["reference"] = sft
     add("evaluate-sft", "evaluate", j.evaluate, model=sft, **measured)
-    return Begun(world, tokenizer, corpus, base, sft, measured)
+    return Begun(world, shown, tokenizer, corpus, base, sft, measured)
 
 
 def world_plan(j: _Journey, out: Path) -> Plan:

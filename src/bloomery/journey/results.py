@@ -84,7 +84,7 @@ def collect(out: Path) -> Json:
     found = evaluations(out)
     if not found:
         raise ArtifactError("no step of this journey evaluated a model", where=out)
-    rows = {name: _read_json(path / "evaluation.json") for name, path in found.items()}
+    rows = {name: read_json(path / "evaluation.json") for name, path in found.items()}
     rounds = [name for name in rows if name.startswith("rl-")]
     final = "rl" if "rl" in rows else (rounds[-1] if rounds else None)
     named: dict[str, Json] = {name: rows[name] for name in ("base", "sft") if name in rows}
@@ -223,7 +223,7 @@ def _reward_model(directory: Path) -> Json:
 
 def _reward_card(directory: Path) -> Json:
     path = directory / "evaluation.json"
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _seed(out: Path, row: Json) -> int | None:
@@ -233,7 +233,8 @@ def _seed(out: Path, row: Json) -> int | None:
     return seed if isinstance(seed, int) else row.get("seed")
 
 
-def _read_json(path: Path) -> Json:
+def read_json(path: Path) -> Json:
+    """Raises `ArtifactError` when there is no JSON object at `path`."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

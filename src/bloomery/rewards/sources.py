@@ -10,7 +10,6 @@ The settings of a kind are the keyword-only arguments of the function registered
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +57,7 @@ class Source(Section):
             sources.bind(info.data["kind"], given)
         except UsageError as error:
             raise ValueError(error.what) from None
-        return schema(info.data["kind"]).model_validate(given)
+        return settings_of(sources[info.data["kind"]]).model_validate(given)
 
     @property
     def logged(self) -> str:
@@ -70,12 +69,6 @@ class Source(Section):
         given = {name: getattr(self.settings, name) for name in type(self.settings).model_fields}
         opinion = sources[self.kind](tools, **given)
         return Part(self.logged, opinion, self.weight, self.clip)
-
-
-@cache
-def schema(kind: str) -> type[Section]:
-    """The settings of a kind as a section; one class for each, so that equal recipes are equal."""
-    return settings_of(sources[kind])
 
 
 def combined(listed: Sequence[Source], tools: Tools, first: Sequence[Part] = ()) -> Combined:

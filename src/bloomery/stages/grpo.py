@@ -33,9 +33,8 @@ from bloomery.objectives.policy import (
 from bloomery.objectives.token import aggregate, masked_mean
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces, pieces
-from bloomery.seeds import stream
 from bloomery.stages.common import Context, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, reader
+from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, minibatches, reader
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -201,22 +200,20 @@ def look_back(
 def improve(recipe: Grpo, step: int, experience: Experience, learner: Learner) -> dict[str, float]:
     """The step's passes over its rollouts: one optimizer step a minibatch. Returns mean metrics."""
     num, seen = len(experience.batch.tokens), list[dict[str, float]]()
-    for epoch in range(recipe.epochs):
-        order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(num))
-        for part, rows in enumerate(order.chunk(recipe.minibatches)):
-            metrics = backward(recipe, experience, rows, learner)
-            if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
-                learner.optimizer.zero_grad(set_to_none=True)
-                return average(seen) | {"policy/stopped_early": 1.0}
-            metrics["grad_norm"] = update.apply(
-                learner.optimizer,
-                (),
-                recipe.optimiser.max_norm,
-                guard=learner.guard,
-                loss=metrics["loss"],
-                batch=f"step {step}, pass {epoch}, minibatch {part}",
-            )
-            seen.append(metrics)
+    for number, rows in minibatches(recipe, step, num):
+        metrics = backward(recipe, experience, rows, learner)
+        if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
+            learner.optimizer.zero_grad(set_to_none=True)
+            return average(seen) | {"policy/stopped_early": 1.0}
+        metrics["grad_norm"] = update.apply(
+            learner.optimizer,
+            (),
+            recipe.optimiser.max_norm,
+            guard=learner.guard,
+            loss=metrics["loss"],
+            batch=f"step {step}, minibatch {number}",
+        )
+        seen.append(metrics)
     return average(seen) | {"policy/stopped_early": 0.0}
 
 

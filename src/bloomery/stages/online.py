@@ -4,7 +4,7 @@ how models read what was said."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from bloomery.rewards.parts import Part
 from bloomery.rewards.sources import Source, Tools, combined, reward_model
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
-from bloomery.seeds import derive
+from bloomery.seeds import derive, stream
 from bloomery.stages.common import Compute, Context, Lora, Optimiser, read_all
 from bloomery.text.chat import Chat
 from bloomery.types import Prompt, Reward, Rollout
@@ -254,6 +254,15 @@ def checked(
         "sampling/sampling_logp_difference/max": float(gap.max()),
         "sampling/recomputed": float(not agree),
     }
+
+
+def minibatches(recipe: Online, step: int, num: int) -> Iterator[tuple[int, Tensor]]:
+    """A step's passes over `num` rows, each in an order of its own, cut into optimizer steps: the number of
+    the optimizer step in the run, and its rows."""
+    for epoch in range(recipe.epochs):
+        order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(num))
+        for part, rows in enumerate(order.chunk(recipe.minibatches)):
+            yield (step * recipe.epochs + epoch) * recipe.minibatches + part, rows
 
 
 def average(seen: list[dict[str, float]]) -> dict[str, float]:

@@ -19,9 +19,8 @@ from bloomery.objectives import advantage, policy, value
 from bloomery.objectives.token import aggregate, before, masked_mean
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces
-from bloomery.seeds import stream
 from bloomery.stages.common import Context, Optimiser, text_loss, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, reader
+from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, minibatches, reader
 from bloomery.stages.stop import Best, StopRule
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -174,43 +173,40 @@ def improve(
 ) -> dict[str, float]:
     """The step's passes over its rollouts: one optimizer step a minibatch. Returns mean metrics."""
     rows, seen = len(experience.batch.tokens), list[dict[str, float]]()
-    for epoch in range(recipe.epochs):
-        order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(rows))
-        for part, index in enumerate(order.chunk(recipe.minibatches)):
-            actor_loss, critic_loss, metrics = ppo_loss(recipe, experience, index, learner)
-            if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
-                return average(seen) | {"policy/stopped_early": 1.0}
-            if corpus is not None:
-                draw = (step * recipe.epochs + epoch) * recipe.minibatches + part
-                with learner.context():
-                    ptx = text_loss(
-                        learner.actor,
-                        corpus,
-                        rows=recipe.ptx_batch,
-                        length=recipe.ptx_length,
-                        seed=recipe.seed,
-                        step=draw,
-                    )
-                metrics["loss/ptx_avg"] = ptx.item()
-                if not seen:
-                    metrics["grad_norm/ptx"] = norm_of(recipe.ptx_coef * ptx, learner.actor)
-                    metrics["grad_norm/ppo"] = norm_of(actor_loss, learner.actor)
-                actor_loss = actor_loss + recipe.ptx_coef * ptx
-            (actor_loss + critic_loss).backward()
-            total = actor_loss.item() + critic_loss.item()
-            what = f"step {step}, pass {epoch}, minibatch {part}"
-            metrics["grad_norm"] = update.apply(
-                learner.optimizer, (), recipe.optimiser.max_norm, guard=learner.guard, loss=total, batch=what
-            )
-            metrics["grad_norm/critic"] = update.apply(
-                learner.critic_optimizer,
-                (),
-                recipe.critic.max_norm,
-                guard=learner.guard,
-                loss=total,
-                batch=what,
-            )
-            seen.append(metrics)
+    for number, index in minibatches(recipe, step, rows):
+        actor_loss, critic_loss, metrics = ppo_loss(recipe, experience, index, learner)
+        if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
+            return average(seen) | {"policy/stopped_early": 1.0}
+        if corpus is not None:
+            with learner.context():
+                ptx = text_loss(
+                    learner.actor,
+                    corpus,
+                    rows=recipe.ptx_batch,
+                    length=recipe.ptx_length,
+                    seed=recipe.seed,
+                    step=number,
+                )
+            metrics["loss/ptx_avg"] = ptx.item()
+            if not seen:
+                metrics["grad_norm/ptx"] = norm_of(recipe.ptx_coef * ptx, learner.actor)
+                metrics["grad_norm/ppo"] = norm_of(actor_loss, learner.actor)
+            actor_loss = actor_loss + recipe.ptx_coef * ptx
+        (actor_loss + critic_loss).backward()
+        total = actor_loss.item() + critic_loss.item()
+        what = f"step {step}, minibatch {number}"
+        metrics["grad_norm"] = update.apply(
+            learner.optimizer, (), recipe.optimiser.max_norm, guard=learner.guard, loss=total, batch=what
+        )
+        metrics["grad_norm/critic"] = update.apply(
+            learner.critic_optimizer,
+            (),
+            recipe.critic.max_norm,
+            guard=learner.guard,
+            loss=total,
+            batch=what,
+        )
+        seen.append(metrics)
     return average(seen) | {"policy/stopped_early": 0.0}
 
 

@@ -22,9 +22,8 @@ from bloomery.models.slates import Example, answer_logprobs
 from bloomery.objectives import preference
 from bloomery.objectives.preference import Loss
 from bloomery.recipe import InputPath
-from bloomery.seeds import stream
 from bloomery.stages.common import Context, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, frozen
+from bloomery.stages.online import Laps, Online, Sampler, average, frozen, minibatches
 from bloomery.stages.prefer import Slate, compare, loss_of
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -133,27 +132,25 @@ def improve(recipe: PreferOnline, step: int, slates: Sequence[Slate], learner: L
     if not slates:
         return {}
     known, seen = read_reference(slates, learner), list[dict[str, float]]()
-    for epoch in range(recipe.epochs):
-        order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(len(slates)))
-        for part in order.chunk(recipe.minibatches):
-            with learner.context():
-                pairs, weights = compare(
-                    learner.actor,
-                    [slates[i] for i in part],
-                    lambda some: torch.cat([known[s.id] for s in some]),
-                    learner.pad_id,
-                )
-            objective, metrics = loss_of(learner.loss, pairs, weights)
-            objective.backward()
-            metrics["grad_norm"] = update.apply(
-                learner.optimizer,
-                (),
-                recipe.optimiser.max_norm,
-                guard=learner.guard,
-                loss=objective,
-                batch=f"step {step}, pass {epoch}",
+    for number, rows in minibatches(recipe, step, len(slates)):
+        with learner.context():
+            pairs, weights = compare(
+                learner.actor,
+                [slates[i] for i in rows],
+                lambda some: torch.cat([known[s.id] for s in some]),
+                learner.pad_id,
             )
-            seen.append(metrics)
+        objective, metrics = loss_of(learner.loss, pairs, weights)
+        objective.backward()
+        metrics["grad_norm"] = update.apply(
+            learner.optimizer,
+            (),
+            recipe.optimiser.max_norm,
+            guard=learner.guard,
+            loss=objective,
+            batch=f"step {step}, minibatch {number}",
+        )
+        seen.append(metrics)
     return average(seen)
 
 

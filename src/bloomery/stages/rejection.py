@@ -27,10 +27,9 @@ from bloomery.objectives.search import keepers
 from bloomery.objectives.token import masked_mean
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces
-from bloomery.seeds import stream
 from bloomery.stages.best_of_n import usable
 from bloomery.stages.common import Compute, Context, Optimiser, Replay, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, frozen, reader
+from bloomery.stages.online import Laps, Online, Sampler, average, frozen, minibatches, reader
 from bloomery.stages.prefer_online import example
 from bloomery.stages.sft import backward
 from bloomery.text.chat import Chat
@@ -180,22 +179,19 @@ def remember(state: dict[str, Any], kept: Sequence[Example], earlier: int) -> li
 def improve(recipe: Rejection, step: int, shown: Sequence[Example], learner: Learner) -> dict[str, float]:
     """The step's passes over what is learned: one optimizer step a minibatch. Returns mean metrics."""
     seen: list[dict[str, float]] = []
-    for epoch in range(recipe.epochs if shown else 0):
-        order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(len(shown)))
-        for part, rows in enumerate(order.chunk(recipe.minibatches)):
-            number = (step * recipe.epochs + epoch) * recipe.minibatches + part
-            total = recipe.steps * recipe.epochs * recipe.minibatches
-            lr = recipe.optimiser.schedule_step(learner.optimizer, number, total)
-            metrics, objective = imitate(recipe, number, [shown[i] for i in rows], learner)
-            metrics["grad_norm"] = update.apply(
-                learner.optimizer,
-                (),
-                recipe.optimiser.max_norm,
-                guard=learner.guard,
-                loss=objective,
-                batch=f"step {step}, pass {epoch}, minibatch {part}",
-            )
-            seen.append(metrics | {"learning_rate": lr})
+    total = recipe.steps * recipe.epochs * recipe.minibatches
+    for number, rows in minibatches(recipe, step, len(shown)) if shown else ():
+        lr = recipe.optimiser.schedule_step(learner.optimizer, number, total)
+        metrics, objective = imitate(recipe, number, [shown[i] for i in rows], learner)
+        metrics["grad_norm"] = update.apply(
+            learner.optimizer,
+            (),
+            recipe.optimiser.max_norm,
+            guard=learner.guard,
+            loss=objective,
+            batch=f"step {step}, minibatch {number}",
+        )
+        seen.append(metrics | {"learning_rate": lr})
     return average(seen)
 
 
