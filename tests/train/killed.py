@@ -136,10 +136,13 @@ def by_moments(home: Path, whole: dict[str, bytes], most: int) -> dict[str, obje
         child = in_child(lambda: train(out, every=1, pause=0.002))
         time.sleep(rng.uniform(0.0, 0.06))
         os.kill(child, signal.SIGKILL)
-        if outcome(child) == 0:
+        if outcome(child) != 0:
+            kills += 1
+            inside += any(out.glob("checkpoint-*.tmp-*"))
+        elif kills:
             break
-        kills += 1
-        inside += any(out.glob("checkpoint-*.tmp-*"))
+        else:  # through before the first kill: that shows nothing
+            shutil.rmtree(out)
     if not (out / lineage.MANIFEST).exists() and outcome(in_child(lambda: train(out))) != 0:
         return {"kills": kills, "inside": inside, "faults": ["did not go on"]}
     checkpoint.clear(out)
