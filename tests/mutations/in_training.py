@@ -226,6 +226,13 @@ TRAINING = (
         _stage("ppo", "both_losses_by_hand_after_the_weights_have_moved"),
     ),
     Mutation(
+        "gradients-on-in-the-other-thread",
+        "train/together.py",
+        "with torch.set_grad_enabled(grad):",
+        "with torch.set_grad_enabled(True):",
+        ("train/test_together.py::test_gradients_are_on_in_both_or_in_none",),
+    ),
+    Mutation(
         "grpo-stop-leaves-its-gradient",
         "stages/grpo.py",
         "            learner.optimizer.zero_grad(set_to_none=True)\n",

@@ -71,7 +71,15 @@ class Scene:
 
     def loss(self, settings: Ppo, experience: Experience) -> tuple[Tensor, Tensor, dict[str, float]]:
         rows = torch.arange(len(self.rollouts))
-        return ppo.ppo_loss(settings, experience, rows, self.learner(settings))
+        return losses(settings, experience, rows, self.learner(settings))
+
+
+def losses(
+    settings: Ppo, experience: Experience, rows: Tensor, learner: Learner
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    actor, told = ppo.actor_loss_of(settings, experience, rows, learner)
+    critic, judged = ppo.critic_loss_of(settings, experience, rows, learner)
+    return actor, critic, told | judged
 
 
 @pytest.fixture
@@ -146,7 +154,7 @@ def test_in_bf16_the_trainer_s_own_numbers_make_the_first_ratio_one(scene: Scene
     assert agreement["sampling/sampling_logp_difference/max"] > 1e-3
     experience, looked = ppo.look_back(settings, batch, scores, scores, learner, settings.kl_coef)
     assert experience.advantages.dtype == experience.old_values.dtype == torch.float32
-    metrics = ppo.ppo_loss(settings, experience, torch.arange(6), learner)[2]
+    metrics = losses(settings, experience, torch.arange(6), learner)[2]
     assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-3)
     exact = scene.look_back(recipe())[1]
     assert looked["objective/kl"] == pytest.approx(exact["objective/kl"], rel=0.05)
@@ -412,13 +420,13 @@ def test_every_pass_goes_once_over_all_rollouts(scene: Scene, monkeypatch: pytes
     settings = recipe(epochs=3, minibatches=4)
     experience, _ = scene.look_back(settings)
     seen: list[list[int]] = []
-    real = ppo.ppo_loss
+    real = ppo.actor_loss_of
 
     def spy(recipe: Ppo, experience: Experience, rows: Tensor, learner: Learner) -> Any:
         seen.append(rows.tolist())
         return real(recipe, experience, rows, learner)
 
-    monkeypatch.setattr(ppo, "ppo_loss", spy)
+    monkeypatch.setattr(ppo, "actor_loss_of", spy)
     metrics = ppo.improve(settings, 0, experience, scene.learner(settings), None)
     assert len(seen) == 9  # six rollouts in four parts are three of two
     passes = [[row for rows in seen[i : i + 3] for row in rows] for i in (0, 3, 6)]
@@ -514,12 +522,12 @@ def test_minibatches_are_means_over_their_own_tokens(scene: Scene) -> None:
     experience, _ = scene.look_back(settings)
     move(scene.actor, 4)
     learner = scene.learner(settings)
-    whole = ppo.ppo_loss(settings, experience, torch.arange(6), learner)
+    whole = losses(settings, experience, torch.arange(6), learner)
     parts = [torch.tensor([0, 4]), torch.tensor([5, 2]), torch.tensor([3, 1])]
     for term in range(2):
         total = 0.0
         for rows in parts:
-            loss = ppo.ppo_loss(settings, experience, rows, learner)[term]
+            loss = losses(settings, experience, rows, learner)[term]
             total += loss.item() * int(experience.batch.mask[rows].sum())
         assert total / 21 == pytest.approx(whole[term].item(), abs=1e-5)
 

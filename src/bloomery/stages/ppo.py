@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
+from bloomery.train.together import together
 
 MEMORY = "scores"
 """Under this name a run's state holds the moments of the scores it has seen."""
@@ -193,9 +195,12 @@ def look_back(
         worth: `[B]`, what of that is learned from: the same, or normalised.
     """
     tokens, mask = batch.tokens, batch.mask
-    with learner.context():
-        ref = in_pieces(reader(learner.reference, recipe.temperature, entropy=False), tokens, mask)[0]
-        (values,) = in_pieces(valuer(learner.critic), tokens, mask)
+    read, value_of = reader(learner.reference, recipe.temperature, entropy=False), valuer(learner.critic)
+    (ref, _), (values,) = together(
+        partial(read_rows, learner, read, tokens, mask),
+        partial(read_rows, learner, value_of, tokens, mask),
+        tokens.device,
+    )
     log_ratio = policy.log_ratio(batch.old_logprobs, ref, mask)
     rewards = leash.rewards_of(recipe, worth, log_ratio, mask, kl_coef)
     if recipe.whiten_rewards:
@@ -222,8 +227,13 @@ def improve(
 ) -> dict[str, float]:
     """The step's passes over its rollouts: one optimizer step a minibatch. Returns mean metrics."""
     rows, seen = len(experience.batch.tokens), list[dict[str, float]]()
+    device = experience.batch.tokens.device
     for number, index in minibatches(recipe, step, rows):
-        actor_loss, critic_loss, metrics = ppo_loss(recipe, experience, index, learner)
+        (actor_loss, metrics), (critic_loss, judged) = together(
+            partial(actor_loss_of, recipe, experience, index, learner),
+            partial(critic_loss_of, recipe, experience, index, learner),
+            device,
+        )
         if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
             return average(seen) | {"policy/stopped_early": 1.0}
         if corpus is not None:
@@ -241,7 +251,8 @@ def improve(
                 metrics["grad_norm/ptx"] = norm_of(recipe.ptx_coef * ptx, learner.actor)
                 metrics["grad_norm/ppo"] = norm_of(actor_loss, learner.actor)
             actor_loss = actor_loss + recipe.ptx_coef * ptx
-        (actor_loss + critic_loss).backward()
+        together(actor_loss.backward, critic_loss.backward, device)
+        metrics |= judged
         total = actor_loss.item() + critic_loss.item()
         what = f"step {step}, minibatch {number}"
         metrics["grad_norm"] = update.apply(
@@ -254,35 +265,49 @@ def improve(
     return average(seen) | {"policy/stopped_early": 0.0}
 
 
-def ppo_loss(
-    recipe: Ppo, experience: Experience, rows: Tensor, learner: Learner
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """The clipped surrogate and the critic's loss on some rows of the experience, per counted token."""
-    tokens, mask = experience.batch.tokens[rows], experience.batch.mask[rows]
+def read_rows(
+    learner: Learner, read: Callable[[Tensor, Tensor], tuple[Tensor, ...]], tokens: Tensor, mask: Tensor
+) -> tuple[Tensor, ...]:
+    """What a reader gives for some rows, in the precision of the run."""
     with learner.context():
-        logprobs, entropy = in_pieces(reader(learner.actor, recipe.temperature), tokens, mask)
-        (values,) = in_pieces(valuer(learner.critic), tokens, mask)
+        return in_pieces(read, tokens, mask)
+
+
+def actor_loss_of(
+    recipe: Ppo, experience: Experience, rows: Tensor, learner: Learner
+) -> tuple[Tensor, dict[str, float]]:
+    """The clipped surrogate on some rows of the experience, per counted token."""
+    tokens, mask = experience.batch.tokens[rows], experience.batch.mask[rows]
+    logprobs, entropy = read_rows(learner, reader(learner.actor, recipe.temperature), tokens, mask)
     moved = policy.log_ratio(logprobs, experience.batch.old_logprobs[rows], mask)
     losses, clipped = policy.ppo_clip(moved, experience.advantages[rows], recipe.clip)
     reference = experience.reference_logprobs[rows]
     losses = leash.losses_of(recipe, losses, logprobs, reference, mask, experience.kl_coef)
-    value_losses, value_clipped = value.clipped_value_loss(
-        values, experience.old_values[rows], experience.returns[rows], recipe.value_clip
-    )
-    counted = mask.sum()
-    actor_loss, critic_loss = aggregate(losses, mask, counted), aggregate(value_losses, mask, counted)
+    loss = aggregate(losses, mask, mask.sum())
     ratio = moved.detach()[mask].exp()
     metrics = {
         "policy/approxkl_avg": float(masked_mean(policy.k3(-moved.detach()), mask)),
         "policy/clipfrac_avg": float(masked_mean(clipped.float(), mask)),
         "policy/entropy_avg": float(masked_mean(entropy, mask)),
-        "loss/policy_avg": actor_loss.item(),
-        "loss/value_avg": critic_loss.item(),
-        "val/clipfrac_avg": float(masked_mean(value_clipped.float(), mask)),
+        "loss/policy_avg": loss.item(),
         "val/ratio": float(ratio.mean()),
         "val/ratio_var": float(ratio.var(unbiased=False)),
     }
-    return actor_loss, critic_loss, metrics
+    return loss, metrics
+
+
+def critic_loss_of(
+    recipe: Ppo, experience: Experience, rows: Tensor, learner: Learner
+) -> tuple[Tensor, dict[str, float]]:
+    """The critic's clipped loss on some rows of the experience, per counted token."""
+    tokens, mask = experience.batch.tokens[rows], experience.batch.mask[rows]
+    (values,) = read_rows(learner, valuer(learner.critic), tokens, mask)
+    losses, clipped = value.clipped_value_loss(
+        values, experience.old_values[rows], experience.returns[rows], recipe.value_clip
+    )
+    loss = aggregate(losses, mask, mask.sum())
+    clipped_share = float(masked_mean(clipped.float(), mask))
+    return loss, {"loss/value_avg": loss.item(), "val/clipfrac_avg": clipped_share}
 
 
 def valuer(critic: ScalarModel) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
