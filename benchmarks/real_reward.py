@@ -7,7 +7,8 @@ oasst in Chinese. Prints the tables of docs/results.md, writes results.json and 
 DIR (../shared/data unless given) holds preference/, and pretrain/ and sft/ where a model is to be trained; a
 set whose file is not there is skipped. RUN is a finished run of recipes/real_small.yaml, whose SFT model the
 reward models start from; without it recipes/two_languages.yaml is run first (--model-set: its settings).
---set changes the reward stage. Finished stages are not repeated, and an interrupted one goes on.
+Each set gets a reward model of its own, and one more is trained on all of them. --set changes the reward
+stage. Finished stages are not repeated, and an interrupted one goes on.
 
 The interval of a share draws whole prompts. Beside the reward model stand chance, which is 1/2; length, which
 prefers the longer or the shorter answer, whichever won more often in training; and the prior, which knows
@@ -47,13 +48,15 @@ from bloomery.stages.reward import RewardRecipe, scored
 from bloomery.stages.slates import Slate, make_slates, prompt_id, split
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
+from bloomery.train import precision
 from bloomery.types import Ranking, ranked_pairs
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "two_languages.yaml"
+ALL = "all"
 TITLES = {"hh": "HH harmless", "finegrained": "FineGrained QA", "pandalm": "PandaLM", "oasst": "oasst, zh"}
 REWARD = {
-    "epochs": 2,
+    "epochs": 1,
     "batch": 8,
     "held_out": 0.25,
     "combine": "reliability",
@@ -77,10 +80,13 @@ def main() -> int:
         print(f"nothing to do: no set of preferences in {arguments.data}; name a directory with --data")
         return 0
     made = {name: prepared(name, arguments) for name in sets}
-    seconds = train(arguments, {name: one.recipe for name, one in made.items()})
-    rows = {name: measure(one, journey_of(arguments) / f"reward-{name}") for name, one in made.items()}
-    for name, row in rows.items():
-        row["seconds"] = seconds[f"reward-{name}"]
+    recipes = {name: one.recipe for name, one in made.items()}
+    if len(recipes) > 1:
+        together = tuple(path for recipe in recipes.values() for path in recipe.rankings)
+        recipes[ALL] = recipes[sets[0]].model_copy(update={"rankings": together})
+    seconds = train(arguments, recipes)
+    trained = {name: journey_of(arguments) / f"reward-{name}" for name in recipes}
+    rows = {name: measure(one, trained[name], trained.get(ALL)) for name, one in made.items()}
     write_json(arguments.out / "results.json", {"where": where(), "seconds": seconds, "sets": rows})
     page = "\n".join([where(), "", minutes(seconds), "", *tables(rows)]) + "\n"
     (arguments.out / "results.md").write_text(page, encoding="utf-8")
@@ -149,19 +155,20 @@ def train(arguments: argparse.Namespace, recipes: Mapping[str, RewardRecipe]) ->
     return {record.name: record.seconds for record in done}
 
 
-def measure(one: Prepared, directory: Path) -> dict[str, Any]:
-    """A trained reward model on the prompts that it was not trained on, beside what knows less."""
+def measure(one: Prepared, directory: Path, together: Path | None) -> dict[str, Any]:
+    """A set's reward model, and the one that was trained on all sets together, on the prompts that neither
+    was trained on, beside what knows less."""
     recipe = one.recipe
-    _, device = recipe.compute.setup()
+    recipe.compute.setup()
     rankings = list(read_rankings(recipe.rankings))
-    chat, model = Chat(Tokenizer.load(directory)), hub.load(directory, "scalar").to(device).train(False)
-    slates = make_slates(rankings, chat, recipe.use_corrections)
-    context = model.config.max_position_embeddings
+    slates = make_slates(rankings, Chat(Tokenizer.load(directory)), recipe.use_corrections)
+    context = hub.load(directory, "scalar").config.max_position_embeddings
     training, held_out = split(slates, context, recipe.held_out, lambda line: None)
-    found = [scored(model, s, chat.tokenizer.pad_id) for s in held_out]
+    found = score(directory, held_out)
     card = json.loads((directory / "evaluation.json").read_text())
     learnt = right(found)
     check(learnt, card, directory)
+    of_all = right(score(together, held_out)) if together else None
     length, prior = right(by_length(found, training)), right(by_source(found, training, rankings))
     return {
         "rankings": len(rankings),
@@ -174,14 +181,22 @@ def measure(one: Prepared, directory: Path) -> dict[str, Any]:
         "context": context,
         "accuracy": share(learnt),
         "agreed": share(right(found, unanimous=True)),
+        "together": share(of_all) if of_all else None,
         "length": share(length),
         "prior": share(prior),
         "over_length": share(learnt, length),
         "over_prior": share(learnt, prior),
+        "together_over_length": share(of_all, length) if of_all else None,
         "eval_ece": card["eval_ece"],
         "agreement": agreement(rankings).to_json(),
         "annotators": card.get("annotators", {}),
     }
+
+
+def score(directory: Path, slates: Sequence[Slate]) -> list[Scored]:
+    """The slates with a trained reward model's scores."""
+    model, pad_id = hub.load(directory, "scalar").train(False), Tokenizer.load(directory).pad_id
+    return [scored(model.to(precision.device()), s, pad_id) for s in slates]
 
 
 def right(found: Sequence[Scored], unanimous: bool = False) -> dict[str, list[float]]:
@@ -248,8 +263,8 @@ def tables(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Markdown: a row for each set, what was left out of each, and the annotators where there are several."""
     lines = [
         "| set | answers | rankings trained on / held out | pairs | reward model | unanimous pairs "
-        "| length only | prior | less length | less prior |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| one for all sets | length only | prior | less length | less prior | one for all, less length |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in rows.items():
         sizes = sorted(map(int, row["answers"]))
@@ -258,8 +273,8 @@ def tables(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}",
             f"{row['trained']:,} / {row['held_out']:,}",
             f"{row['accuracy']['num']:,}" if row["accuracy"] else "0",
-            *(shown(row[key]) for key in ("accuracy", "agreed", "length", "prior")),
-            *(shown(row[key], "+") for key in ("over_length", "over_prior")),
+            *(shown(row[key]) for key in ("accuracy", "agreed", "together", "length", "prior")),
+            *(shown(row[key], "+") for key in ("over_length", "over_prior", "together_over_length")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Left out:", "", *(f"- {TITLES[name]}: {left_out(row)}" for name, row in rows.items())]

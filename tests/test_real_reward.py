@@ -234,6 +234,6 @@ def test_missing_files_are_skipped_with_a_line(
     monkeypatch.setattr("sys.argv", ["real_reward.py", "--data", str(tmp_path), "--out", str(out)])
     assert real_reward.main() == 0
     text = capsys.readouterr().out
-    assert text.count("skipped") == 4
+    assert text.count(": skipped, ") == 4
     assert "name a directory with --data" in text
     assert not out.exists()
