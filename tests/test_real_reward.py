@@ -4,6 +4,7 @@ both sides of, and the judges that a reward model is held against. Rows are made
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 from collections.abc import Sequence
@@ -18,8 +19,12 @@ from bloomery.data.convert import write
 from bloomery.data.sources import read_rankings
 from bloomery.errors import ArtifactError, DataError
 from bloomery.evals.reward import Scored
+from bloomery.models import hub
+from bloomery.models.config import LlamaConfig
+from bloomery.models.llama import Llama, init
 from bloomery.stages.common import is_held_out
 from bloomery.stages.slates import Slate, prompt_id
+from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Annotator, Candidate, Message, Policy, Ranking
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -237,3 +242,48 @@ def test_missing_files_are_skipped_with_a_line(
     assert text.count(": skipped, ") == 4
     assert "name a directory with --data" in text
     assert not out.exists()
+
+
+def test_from_files_to_the_table(
+    real_reward: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two sets with one line too long for the model and a talk of two turns, and a run that starts tiny."""
+    talk = "\n\nHuman: item {}\n\nAssistant:"
+    talks = [{"chosen": talk.format(i) + " tea.", "rejected": talk.format(i) + " jam."} for i in range(30)]
+    talks.append({"chosen": talk.format("x") + " tea" * 99, "rejected": talk.format("x") + " jam."})
+    votes = [JUDGED | VOTES | {"instruction": f"item {i}"} for i in range(30)]
+    (tmp_path / "preference").mkdir()
+    for name, found in (("hh", talks), ("pandalm", votes)):
+        with gzip.open(tmp_path / "preference" / real_reward.preferences.READERS[name][0], "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in found)
+    tokenizer = Tokenizer.train(["item jam tea yes reply can we meet"], 300)
+    tokenizer.save(tmp_path / "tokenizer")
+    config = LlamaConfig.shape(width=16, depth=1, heads=2, vocab=tokenizer.vocab_size, context=96)
+    model = Llama(config)
+    init(model, 0)
+    hub.save(model, tmp_path / "run" / "sft", tokenizer_dir=tmp_path / "tokenizer")
+    command = ["real_reward.py", "--data", tmp_path, "--from", tmp_path / "run", "--out", tmp_path / "out"]
+    settings = ["--set", "compute.threads=1", "--set", "held_out=0.4", "--set", "compute.precision=fp32"]
+    monkeypatch.setattr("sys.argv", [*map(str, command), *settings])
+    assert real_reward.main() == 0
+    assert "| PandaLM |" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    hh, pandalm = results["sets"]["hh"], results["sets"]["pandalm"]
+    assert set(results["seconds"]) == {"reward-hh", "reward-pandalm", "reward-all"}
+    assert (hh["rankings"], hh["trained"] + hh["held_out"], hh["beyond_context"]) == (31, 30, 1)
+    assert hh["accuracy"]["num"] == hh["held_out"] == hh["held_out_prompts"]
+    assert pandalm["trained"] + pandalm["held_out"] == 90
+    assert pandalm["accuracy"]["num"] == 2 * pandalm["held_out_prompts"]  # of three verdicts one is a tie
+    assert pandalm["agreement"]["between"]["value"] < 0.5
+    assert hh["agreement"]["between"] is None
+    assert hh["together"]["num"] == hh["accuracy"]["num"]
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert "- HH harmless: 1 rankings with an answer beyond 96 tokens" in page
+    assert "| annotator1, annotator2 |" in page
+    assert real_reward.main() == 0
+    again = capsys.readouterr().out
+    assert again.count("cached") == 3
+    assert page in again
