@@ -55,6 +55,8 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "two_languages.yaml"
 ALL = "all"
 TITLES = {"hh": "HH harmless", "finegrained": "FineGrained QA", "pandalm": "PandaLM", "oasst": "oasst, zh"}
+UNREAD = {"finegrained": ["the passages that the answers were written from"]}
+"""What every row of a set has and nothing is made of."""
 REWARD = {
     "epochs": 1,
     "batch": 8,
@@ -277,18 +279,22 @@ def tables(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             *(shown(row[key], "+") for key in ("over_length", "over_prior", "together_over_length")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Left out:", "", *(f"- {TITLES[name]}: {left_out(row)}" for name, row in rows.items())]
+    lines += [
+        "",
+        "Left out:",
+        "",
+        *(f"- {TITLES[name]}: {left_out(name, row)}" for name, row in rows.items()),
+    ]
     for name, row in rows.items():
         if row["agreement"]["between"] is not None:
             lines += ["", *people(TITLES[name], row["agreement"], row["annotators"])]
     return lines
 
 
-def left_out(row: Mapping[str, Any]) -> str:
-    counts = dict(row["left_out"]) | {
-        f"rankings with an answer beyond {row['context']} tokens": row["beyond_context"]
-    }
-    return "; ".join(f"{num:,} {reason}" for reason, num in counts.items() if num) or "nothing"
+def left_out(name: str, row: Mapping[str, Any]) -> str:
+    counts = dict(row["left_out"]) | {f"an answer beyond {row['context']} tokens": row["beyond_context"]}
+    found = [f"{num:,} ({reason})" for reason, num in counts.items() if num]
+    return "; ".join([*found, *UNREAD.get(name, ())]) or "nothing"
 
 
 def people(title: str, found: Mapping[str, Any], reliability: Mapping[str, Any]) -> list[str]:

@@ -281,7 +281,7 @@ def test_from_files_to_the_table(
     assert hh["agreement"]["between"] is None
     assert hh["together"]["num"] == hh["accuracy"]["num"]
     page = (tmp_path / "out" / "results.md").read_text()
-    assert "- HH harmless: 1 rankings with an answer beyond 96 tokens" in page
+    assert "- HH harmless: 1 (an answer beyond 96 tokens)\n" in page
     assert "| annotator1, annotator2 |" in page
     assert real_reward.main() == 0
     again = capsys.readouterr().out
