@@ -34,7 +34,7 @@ from three_seeds import where
 
 from bloomery.data.convert import write
 from bloomery.data.sources import read_rankings
-from bloomery.errors import ArtifactError
+from bloomery.errors import ArtifactError, BloomeryError
 from bloomery.evals.reward import Scored, length_preference, verdicts
 from bloomery.feedback.agreement import agreement
 from bloomery.feedback.verdicts import bootstrap
@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--model-set", action="append", default=[])
     arguments = parser.parse_args()
-    sets = list(present(arguments.data, arguments.only))
+    sets = present(arguments.data, arguments.only)
     if not sets:
         print(f"nothing to do: no set of preferences in {arguments.data}; name a directory with --data")
         return 0
@@ -330,4 +330,7 @@ def minutes(seconds: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BloomeryError as error:
+        sys.exit(f"error: {error}")
