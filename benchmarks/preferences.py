@@ -24,7 +24,7 @@ from bloomery.data.sources import stem
 from bloomery.errors import DataError
 from bloomery.stages.common import is_held_out
 from bloomery.stages.slates import prompt_id
-from bloomery.types import Annotator, Candidate, Message, Policy, Ranking
+from bloomery.types import Annotator, Candidate, Conversation, Message, Policy, Ranking
 
 UNKNOWN = "unknown"
 ONE_PAIR = ((1, 1), (1, 2), (2, 1))
@@ -143,6 +143,7 @@ def without_overlap(found: Converted, held_out: float) -> Converted:
 def asked(row: Row) -> Messages:
     """The turns before the answer of an instruction, with its input and its history."""
     conversation = FORMATS["alpaca"].parse(row._replace(columns={**row.columns, "output": "an answer"}))
+    assert isinstance(conversation, Conversation)
     return conversation.messages[:-1]
 
 
