@@ -61,7 +61,9 @@ def forward(pace: Any, settings: dict[str, Any]) -> None:
     made, rows, held = pack(model(settings)), settings["rows"], PROMPT + DRAWN // 2
     weight = made.model.norm.weight
     cache = KVCache(made.config, rows, held + 1, dtype=weight.dtype, device=weight.device)
-    tokens = torch.ones(rows, 1, dtype=torch.int64, device=weight.device)
+    for part in (*cache.keys, *cache.values):
+        part.normal_()
+    tokens = torch.tensor(prompts(rows, made.config.vocab_size), device=weight.device)[:, :1]
     lengths = torch.full((rows,), held, device=weight.device)
 
     def one() -> Tensor:

@@ -162,7 +162,7 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
         found["seconds"] = time.monotonic() - began
     except Broken as broken:
         if alarm.finished.is_set():
-            raise Broken(f"took more than {arguments.limit:.0f} s; {broken}") from None
+            raise Broken(f"{broken}\ntook more than {arguments.limit:.0f} s") from None
         raise
     finally:
         alarm.cancel()
