@@ -51,8 +51,8 @@ OBJECTIVES = (
     Mutation(
         "value-of-the-state-after",
         "objectives/token.py",
-        "torch.cat([scores.new_zeros(len(scores), 1), scores[:, :-1]], dim=1)",
-        "torch.cat([scores.new_zeros(len(scores), 1), scores[:, 1:]], dim=1)",
+        "return row * mask.shape[1] + column",
+        "return row * mask.shape[1] + column + 1",
         TOKEN,
     ),
     Mutation(

@@ -12,9 +12,9 @@ from bloomery.objectives import token
 from bloomery.objectives.language import bits_per_byte
 from bloomery.objectives.token import (
     aggregate,
-    before,
     counted_logprobs,
     last_counted,
+    predicting,
     scatter,
     token_logprobs,
 )
@@ -37,6 +37,11 @@ def test_sum_equals_torchs_cross_entropy_of_shifted_logits() -> None:
     assert -token_logprobs(logits, tokens).sum() == pytest.approx(want.item(), rel=1e-6)
 
 
+def later(x: torch.Tensor) -> torch.Tensor:
+    """What each state says, `[B, T]`, put where the token is that it chose."""
+    return torch.cat([x.new_zeros(len(x), 1), x[:, :-1]], 1)
+
+
 def test_counted_equals_full_where_it_counts_and_is_zero_elsewhere() -> None:
     torch.manual_seed(1)
     hidden, table, tokens = torch.randn(4, 6, 8), torch.randn(13, 8), torch.randint(13, (4, 6))
@@ -46,7 +51,7 @@ def test_counted_equals_full_where_it_counts_and_is_zero_elsewhere() -> None:
     full = token_logprobs(hidden @ table.T, tokens)
     torch.testing.assert_close(logprobs, torch.where(mask, full, torch.zeros(())))
     p = torch.softmax(hidden @ table.T, -1)
-    want = before(-(p * p.log()).sum(-1))
+    want = later(-(p * p.log()).sum(-1))
     torch.testing.assert_close(entropy, torch.where(mask, want, torch.zeros(())))
 
 
@@ -65,7 +70,7 @@ def plainly(hidden, table, tokens, mask, temperature):
     chosen = rows[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
     zero = chosen.new_zeros(len(tokens), 1)
     chosen = torch.where(mask, torch.cat([zero, chosen], 1), 0.0)
-    return chosen, torch.where(mask, before(-(rows.exp() * rows).sum(-1)), 0.0)
+    return chosen, torch.where(mask, later(-(rows.exp() * rows).sum(-1)), 0.0)
 
 
 @pytest.fixture
@@ -185,11 +190,23 @@ def test_a_global_denominator_makes_splitting_invisible() -> None:
     assert abs(whole.item() - float(means)) > 1e-3
 
 
-def test_before_last_counted_and_scatter_by_hand() -> None:
-    assert before(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[0.0, 1.0, 2.0]]
+def test_predicting_last_counted_and_scatter_by_hand() -> None:
     mask = torch.tensor([[False, True, True, False], [False, False, False, False]])
     assert last_counted(mask).tolist() == [[False, False, True, False], [False] * 4]
     assert scatter(torch.tensor([7.0, 8.0]), mask).tolist() == [[0.0, 7.0, 8.0, 0.0], [0.0] * 4]
+    mask = torch.tensor([[False, True, True, False], [False, False, False, True]])
+    assert predicting(mask).tolist() == [0, 1, 6]
+
+
+def test_states_alone_give_what_all_of_them_give() -> None:
+    torch.manual_seed(5)
+    hidden, table, tokens = torch.randn(3, 6, 8), torch.randn(13, 8), torch.randint(13, (3, 6))
+    mask = torch.rand(3, 6) < 0.5
+    mask[:, 0] = False
+    all_of_them = counted_logprobs(hidden, lambda h: h @ table.T, tokens, mask)
+    states = hidden.flatten(0, 1)[predicting(mask)]
+    alone = counted_logprobs(states, lambda h: h @ table.T, tokens, mask)
+    assert all(torch.equal(a, b) for a, b in zip(all_of_them, alone, strict=True))
 
 
 def test_bits_per_byte_of_a_fair_coin() -> None:

@@ -27,10 +27,11 @@ from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama
+from bloomery.models.slates import shared_pieces
 from bloomery.objectives.group import advantage_estimators
 from bloomery.objectives.policy import policy_losses
 from bloomery.recipe import load
-from bloomery.rollout.batch import RolloutBatch, pieces
+from bloomery.rollout.batch import RolloutBatch
 from bloomery.rollout.sample import ask
 from bloomery.stages import grpo, online, world
 from bloomery.stages.common import Compute, Optimiser
@@ -279,7 +280,7 @@ def test_loss_and_gradient_by_hand_however_they_are_cut_into_pieces(
     experience, _ = scene.look_back(settings)
     move(scene.actor, 4)
     want = by_hand(scene, settings, experience)
-    monkeypatch.setattr(grpo, "pieces", partial(pieces, budget=budget))
+    monkeypatch.setattr(grpo, "shared_pieces", partial(shared_pieces, batch_tokens=budget))
     metrics, gradient = scene.backward(settings, experience)
     assert metrics["loss"] == pytest.approx(want.item(), abs=1e-5)
     torch.testing.assert_close(gradient, tiny.gradient(want, scene.actor), atol=1e-5, rtol=1e-4)
@@ -292,14 +293,15 @@ def test_rows_go_to_where_the_rollouts_are(scene: Scene, monkeypatch: pytest.Mon
     asked = list[Tensor]()
 
     def loss_of(*given: Any) -> tuple[Tensor, dict[str, float]]:
-        asked.append(given[2])
+        asked.append(given[3])
         return torch.zeros((), device="meta", requires_grad=True), {"loss": 0.0}
 
     batch = RolloutBatch(
         *(x.to("meta") for x in (scene.batch.tokens, scene.batch.mask, scene.batch.old_logprobs))
     )
     monkeypatch.setattr(grpo, "loss_of", loss_of)
-    monkeypatch.setattr(grpo, "pieces", lambda mask: [(torch.arange(2, device=mask.device), 4)])
+    piece = SimpleNamespace(rows=torch.arange(2, device="meta"))
+    monkeypatch.setattr(grpo, "by_prompt", lambda *given: [piece])
     grpo.backward(
         settings, replace(experience, batch=batch), torch.tensor([3, 1, 2]), scene.learner(settings)
     )
@@ -363,20 +365,20 @@ def test_every_token_of_an_answer_is_trained_its_end_included(scene: Scene, row:
     """Gradient reaches exactly the states in which a token of the answer was chosen."""
     settings = recipe(kl_coef=0.0, loss="reinforce")
     experience, _ = scene.look_back(settings)
-    states: list[Tensor] = []
+    states: list[tuple[list[int], Tensor]] = []
 
-    def keep(model: object, args: object, out: Tensor) -> None:
+    def keep(model: object, args: object, how: dict[str, Tensor], out: Tensor) -> None:
         out.retain_grad()
-        states.append(out)
+        states.append((how["at"].tolist(), out))
 
-    handle = scene.actor.register_forward_hook(keep)
+    handle = scene.actor.register_forward_hook(keep, with_kwargs=True)
     scene.backward(settings, experience, [row])
     handle.remove()
-    (state,) = states
+    ((at, state),) = states
     assert state.grad is not None
-    reached = (state.grad[0].abs().sum(-1) > 0).nonzero().flatten().tolist()
+    assert bool((state.grad.abs().sum(-1) > 0).all())
     start, end = len(scene.rollouts[row].prompt_tokens), len(scene.rollouts[row].tokens)
-    assert reached == list(range(start - 1, end - 1))
+    assert at == list(range(start - 1, end - 1))
 
 
 def test_what_stands_in_the_padding_makes_no_difference(scene: Scene) -> None:
@@ -672,7 +674,7 @@ def share_of_high_ids(model: Llama, chat: Chat, vocab: int) -> float:
 
 NAMED = [
     {},
-    {"advantage": "dr_grpo", "averaging": "constant"},
+    {"advantage": "dr_grpo", "averaging": "constant", "steps": 20},
     {"advantage": "rloo", "loss": "reinforce", "kl_in": "reward", "minibatches": 1, "steps": 24},
     {"advantage": "reinforce++", "samples": 1, "prompts_per_step": 32, "kl_in": "reward"},
     {"advantage": "reinforce++_baseline", "loss": "cispo", "steps": 20},

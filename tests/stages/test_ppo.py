@@ -280,22 +280,23 @@ def test_every_token_of_an_answer_is_trained_its_end_included(scene: Scene, row:
     one = replace(scene, rollouts=[scene.rollouts[row]])
     settings = recipe()
     experience, _ = one.look_back(settings)
-    states: list[Tensor] = []
+    states: list[tuple[Tensor, Tensor]] = []
 
-    def keep(model: object, args: object, out: Tensor) -> None:
+    def keep(model: object, args: object, how: dict[str, Tensor], out: Tensor) -> None:
         out.retain_grad()
-        states.append(out)
+        states.append((how["at"], out))
 
-    handles = [scene.actor.register_forward_hook(keep), scene.critic.model.register_forward_hook(keep)]
+    models = (scene.actor, scene.critic.model)
+    handles = [model.register_forward_hook(keep, with_kwargs=True) for model in models]
     actor_loss, critic_loss, _ = one.loss(settings, experience)
     (actor_loss + critic_loss).backward()
     for handle in handles:
         handle.remove()
     start, end = len(one.rollouts[0].prompt_tokens), len(one.rollouts[0].tokens)
-    for state in states:
+    for at, state in states:
         assert state.grad is not None
-        reached = state.grad[0].abs().sum(-1) > 0
-        assert reached.nonzero().flatten().tolist() == list(range(start - 1, end - 1))
+        assert bool((state.grad.abs().sum(-1) > 0).all())
+        assert at.tolist() == list(range(start - 1, end - 1))
 
 
 def applied(monkeypatch: pytest.MonkeyPatch, then: Callable[[torch.optim.Optimizer], None]) -> None:

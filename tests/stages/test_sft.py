@@ -156,22 +156,23 @@ def test_what_the_assistant_says_is_trained_once_and_so_is_each_of_its_ends(
 def test_gradient_reaches_only_the_states_that_choose_an_assistants_token(
     chat: Chat, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states: list[Tensor] = []
+    states: list[tuple[list[int], Tensor]] = []
     real = Llama.forward
 
     def forward(self: Llama, *args: Any, **kwargs: Any) -> Tensor:
         hidden = real(self, *args, **kwargs)
         hidden.retain_grad()
-        states.append(hidden)
+        states.append((kwargs["at"].tolist(), hidden))
         return hidden
 
     monkeypatch.setattr(Llama, "forward", forward)
     file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS[2:3]))
     train(model_dir, [file], tmp_path / "out", batch=1)
-    assert states[0].grad is not None
-    reached = (states[0].grad[0].abs().sum(-1) > 0).tolist()
+    at, hidden = states[0]
+    assert hidden.grad is not None
+    assert bool((hidden.grad.abs().sum(-1) > 0).all())
     _, mask = spelled(chat.tokenizer, TALKS[2])
-    assert reached == [*mask[1:], False]
+    assert at == [i - 1 for i, counts in enumerate(mask) if counts]
 
 
 def test_without_weight_or_corpus_no_text_is_replayed(chat: Chat, model_dir: Path, tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     kv_heads, s = k.shape[1:3]
     if bias is not None and by_products(t, s, q.device):
         grouped = (q * dh**-0.5).reshape(b, kv_heads, -1, dh)
-        scores = (grouped @ k.transpose(-1, -2)).view(b, h, t, s).add_(bias)
+        # Not in place: of a view that is written to, autograd copies the whole gradient three times.
+        scores = (grouped @ k.transpose(-1, -2)).view(b, h, t, s) + bias
         weights = scores.softmax(dim=-1).to(v.dtype).view(b, kv_heads, -1, s)
         out: Tensor = weights @ v
         return out.view(b, h, t, dh)

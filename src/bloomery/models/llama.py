@@ -171,10 +171,12 @@ class Llama(nn.Module):
         prefix: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, D]; see `Trunk.forward`. Logits are computed apart, only where wanted."""
+        """Hidden states [B, T, D], or [N, D] `at` some positions; see `Trunk.forward`. Logits are computed
+        apart, only where wanted."""
         hidden: Tensor = self.model(
-            tokens, segments=segments, prefix=prefix, cache=cache, positions=positions
+            tokens, segments=segments, prefix=prefix, cache=cache, positions=positions, at=at
         )
         return hidden
 

@@ -169,7 +169,7 @@ class Bare:
         return self.model.parameters()
 
     def __call__(self, tokens: Tensor, **how: Any) -> Tensor:
-        """Hidden states [B, T, D] of the base; see `Trunk.forward`."""
+        """Hidden states of the base; see `Trunk.forward`."""
         with without(self.model):
             hidden: Tensor = self.model(tokens, **how)
         return hidden

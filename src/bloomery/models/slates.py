@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
 
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
-from bloomery.objectives.token import counted_logprobs
+from bloomery.objectives.token import counted_logprobs, predicting
 
 Tokens = Sequence[int]
 Example = tuple[Tokens, Sequence[bool]]
@@ -102,10 +102,8 @@ def answer_logprobs(
     flat = [example for slate in slates for example in slate]
 
     def read(batch: Batch) -> Tensor:
-        hidden = model(batch.tokens, segments=batch.segments, prefix=batch.prefix)
-        index, tokens, mask = _answers(batch, [flat[place] for place in batch.places])
-        states = hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
-        logprobs, _ = counted_logprobs(states, model.logits, tokens, mask, entropy=False)
+        examples = [flat[place] for place in batch.places]
+        logprobs, _, mask = _read_answers(model, batch, examples, entropy=False)
         return torch.stack([logprobs.sum(1), mask.sum(1).to(logprobs.dtype)], dim=1)
 
     both = read_slates(
@@ -118,6 +116,56 @@ def answer_logprobs(
         batch_tokens=batch_tokens,
     )
     return both[:, 0], both[:, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of a batch `[B, T]` laid out behind their prompts: `rows` [n] says which; `read` gives the
+    log-probs and entropies of their counted tokens under a model, `[n, T]` each and aligned as they were."""
+
+    rows: Tensor
+    batch: Batch
+    examples: Sequence[Example]
+    width: int
+
+    def read(self, model: Llama | Bare, temperature: float, *, entropy: bool = True) -> tuple[Tensor, Tensor]:
+        found = _read_answers(model, self.batch, self.examples, temperature, entropy=entropy)
+        row = torch.tensor([row for row, _, _ in self.batch.at], device=self.batch.prefix.device)
+        reach = found[0].shape[1]
+        # One column to the right, so that the state before a prompt's first token has somewhere to go.
+        column = self.batch.prefix[row, None] + torch.arange(reach, device=row.device)
+        wide = found[0].new_zeros(len(row), self.width + reach + 1)
+        logprobs, entropies = (wide.scatter(1, column, x)[:, 1 : self.width + 1] for x in found[:2])
+        return logprobs, entropies
+
+
+def shared_pieces(
+    tokens: Tensor, mask: Tensor, prompts: Sequence[int], *, context: int, batch_tokens: int = 2048
+) -> Iterator[Piece]:
+    """Rows `[B, T]` in pieces of at most `batch_tokens` positions, in which a prompt stands once.
+
+    Args:
+        tokens: prompt + answer, right padded.
+        mask: True where a token counts; a row's prompt is what comes before the first of them.
+        prompts: a number for each row, equal where rows answer the same prompt.
+    """
+    examples: list[Example] = []
+    for ids, counts in zip(tokens.tolist(), mask.tolist(), strict=True):
+        end = len(counts) - counts[::-1].index(True) if any(counts) else 1
+        examples.append((ids[:end], counts[:end]))
+    same: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        same.setdefault(prompt, []).append(row)
+    order, rows = [row for several in same.values() for row in several], list[Row]()
+    for start, several in zip(accumulate(map(len, same.values()), initial=0), same.values(), strict=False):
+        limit = min(counts.index(True) if any(counts) else 0 for _, counts in (examples[r] for r in several))
+        rows += _rows([examples[r][0] for r in several], start, limit, context)
+    rows.sort(key=lambda row: row.length)
+    for part in _batches(rows, batch_tokens):
+        batch = _lay_out(part, 0, tokens.device)
+        chosen = [order[place] for place in batch.places]
+        where = torch.tensor(chosen, device=tokens.device)
+        yield Piece(where, batch, [examples[r] for r in chosen], tokens.shape[1])
 
 
 def shared_length(sequences: Sequence[Tokens], limit: int) -> int:
@@ -169,6 +217,22 @@ def _lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
     prefix = torch.tensor([row.prefix for row in rows], device=device)
     places = tuple(place for row in rows for place in row.places)
     return Batch(tokens.to(device), segments.to(device), prefix, places, tuple(at))
+
+
+def _read_answers(
+    model: Llama | Bare,
+    batch: Batch,
+    examples: Sequence[Example],
+    temperature: float = 1.0,
+    *,
+    entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and mask of a batch's answers, `[A, L + 1]` as `_answers` lays them out."""
+    index, tokens, mask = _answers(batch, examples)
+    at = index.flatten()[predicting(mask)]
+    states = model(batch.tokens, segments=batch.segments, prefix=batch.prefix, at=at)
+    logprobs, spread = counted_logprobs(states, model.logits, tokens, mask, temperature, entropy=entropy)
+    return logprobs, spread, mask
 
 
 def _answers(batch: Batch, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,7 +62,8 @@ def counted_logprobs(
     piece exists at a time: each is forgotten, and computed again in the backward pass.
 
     Args:
-        hidden: `[B, T, D]` final states; `hidden[:, t]` predicts `tokens[:, t + 1]`.
+        hidden: `[B, T, D]` final states, `hidden[:, t]` predicts `tokens[:, t + 1]`; or `[N, D]`, only those
+            that are `predicting(mask)`.
         unembed: `[N, D] -> [N, V]`.
         tokens, mask: `[B, T]`; `mask[:, 0]` must be False.
         temperature: of the distribution that is described, which is the one sampled from.
@@ -70,9 +71,9 @@ def counted_logprobs(
     Returns:
         log-probs and entropies (nats, without gradient), both `[B, T]`, 0.0 where the mask is False.
     """
-    row, column = mask[:, 1:].nonzero(as_tuple=True)
-    states = hidden.flatten(0, 1).index_select(0, row * mask.shape[1] + column)
-    ids = tokens[row, column + 1]
+    at = predicting(mask)
+    states = hidden if hidden.dim() == 2 else hidden.flatten(0, 1).index_select(0, at)
+    ids = tokens.flatten()[at + 1]
 
     def describe(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         return _chosen(unembed(states), ids, temperature, entropy)
@@ -88,6 +89,13 @@ def counted_logprobs(
     ]
     chosen, spread = (torch.cat(found) for found in zip(*pieces, strict=True))
     return scatter(chosen, mask), scatter(spread, mask)
+
+
+def predicting(mask: Tensor) -> Tensor:
+    """The positions `[N]`, among the B * T, whose states predict the tokens that `mask` `[B, T]` counts: a
+    model asked for only these leaves out of its last layer what nobody reads."""
+    row, column = mask[:, 1:].nonzero(as_tuple=True)
+    return row * mask.shape[1] + column
 
 
 def _chosen(logits: Tensor, ids: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
@@ -145,15 +153,6 @@ def scatter(values: Tensor, mask: Tensor) -> Tensor:
     out = values.new_zeros(mask.shape[0], mask.shape[1] - 1)
     out = out.masked_scatter(mask[:, 1:], values)
     return torch.cat([out.new_zeros(len(mask), 1), out], dim=1)
-
-
-def before(scores: Tensor) -> Tensor:
-    """Align a per-state scalar with the token produced next: `[B, T]` where entry `t` was at `t - 1`.
-
-    A critic's output at position `t - 1` is the value of the state in which token `t` is chosen.
-    Position 0, which nothing chooses, is 0.0.
-    """
-    return torch.cat([scores.new_zeros(len(scores), 1), scores[:, :-1]], dim=1)
 
 
 def aggregate(x: Tensor, mask: Tensor, denominator: float | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -53,5 +54,6 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        scores: list[float] = score_sequences(self.model, [r.tokens for r in rollouts], self.pad_id).tolist()
+        slates = [[r.tokens for r in same] for _, same in groupby(rollouts, key=lambda r: r.prompt_tokens)]
+        scores: list[float] = score_slates(self.model, slates, self.pad_id).tolist()
         return scores

@@ -6,7 +6,7 @@ token losses are averaged are three choices by name (`objectives/group.py`, `obj
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from bloomery.errors import UsageError
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
+from bloomery.models.slates import Piece, shared_pieces
 from bloomery.objectives.advantage import leashed_rewards
 from bloomery.objectives.group import advantage_estimators, constant_groups
 from bloomery.objectives.policy import (
@@ -32,9 +33,9 @@ from bloomery.objectives.policy import (
 )
 from bloomery.objectives.token import aggregate, masked_mean
 from bloomery.recipe import InputPath
-from bloomery.rollout.batch import RolloutBatch, in_pieces, pieces
+from bloomery.rollout.batch import RolloutBatch
 from bloomery.stages.common import Context, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, minibatches, reader
+from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, minibatches
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -173,9 +174,10 @@ def look_back(
     """
     mask, reference, moved = batch.mask, None, torch.zeros_like(batch.old_logprobs)
     if learner.reference is not None:
-        read = reader(learner.reference, recipe.temperature, entropy=False)
+        reference = torch.zeros_like(batch.old_logprobs)
         with learner.context():
-            reference = in_pieces(read, batch.tokens, mask)[0]
+            for piece in by_prompt(recipe, batch, torch.arange(len(mask)), learner):
+                reference[piece.rows] = piece.read(learner.reference, recipe.temperature, entropy=False)[0]
         moved = log_ratio(batch.old_logprobs, reference, mask)
     taken = kl_coef if recipe.kl_in == "reward" else 0.0
     rewards = leashed_rewards(scores, recipe.divergence(moved), mask, taken)
@@ -218,7 +220,7 @@ def improve(recipe: Grpo, step: int, experience: Experience, learner: Learner) -
 
 
 def backward(recipe: Grpo, experience: Experience, rows: Tensor, learner: Learner) -> dict[str, float]:
-    """Leave the gradient of the mean loss of some rows in `.grad`, read in pieces by length; its metrics.
+    """Leave the gradient of the mean loss of some rows in `.grad`, read a piece at a time; its metrics.
 
     Denominators are those of all the rows, so how they are cut into pieces makes no difference.
     """
@@ -226,37 +228,46 @@ def backward(recipe: Grpo, experience: Experience, rows: Tensor, learner: Learne
     mask = experience.batch.mask[rows]
     below, counted = denominators(mask, recipe.averaging, recipe.max_tokens), mask.sum()
     metrics: dict[str, float] = {}
-    for piece, width in pieces(mask):
-        loss, found = loss_of(recipe, experience, rows[piece], width, learner, below[piece], counted)
+    for piece in by_prompt(recipe, experience.batch, rows, learner):
+        loss, found = loss_of(
+            recipe, experience, piece, rows[piece.rows], learner, below[piece.rows], counted
+        )
         loss.backward()
         for name, value in found.items():
             metrics[name] = metrics.get(name, 0.0) + value
     return metrics
 
 
+def by_prompt(recipe: Grpo, batch: RolloutBatch, rows: Tensor, learner: Learner) -> Iterator[Piece]:
+    """Some rows of a step in pieces; answers to one prompt, `samples` rows next to each other, share it."""
+    prompts = (rows // recipe.samples).tolist()
+    context = learner.actor.config.max_position_embeddings
+    return shared_pieces(batch.tokens[rows], batch.mask[rows], prompts, context=context)
+
+
 def loss_of(
     recipe: Grpo,
     experience: Experience,
+    piece: Piece,
     rows: Tensor,
-    width: int,
     learner: Learner,
     below: Tensor,
     counted: Tensor,
 ) -> tuple[Tensor, dict[str, float]]:
-    """What some rows, cut to `width`, add to the loss and to each metric of an update.
+    """What a piece, which holds these rows of the step, adds to the loss and to each metric of an update.
 
     Args:
         below: `[rows]`, what each row's token losses are divided by.
         counted: tokens of the whole update.
     """
     batch = experience.batch
-    tokens, mask, old = (x[rows, :width] for x in (batch.tokens, batch.mask, batch.old_logprobs))
+    mask, old = batch.mask[rows], batch.old_logprobs[rows]
     with learner.context():
-        logprobs, entropy = reader(learner.actor, recipe.temperature)(tokens, mask)
+        logprobs, entropy = piece.read(learner.actor, recipe.temperature)
     rule = policy_losses.bind(recipe.loss, recipe.loss_settings)
-    losses, clipped = rule(logprobs, old, experience.advantages[rows, :width], mask)
+    losses, clipped = rule(logprobs, old, experience.advantages[rows], mask)
     if recipe.kl_in == "loss" and experience.reference_logprobs is not None:
-        away = log_ratio(logprobs, experience.reference_logprobs[rows, :width], mask)
+        away = log_ratio(logprobs, experience.reference_logprobs[rows], mask)
         losses = losses + experience.kl_coef * recipe.divergence(away)
     loss = aggregate(losses / below[:, None], mask, 1.0)
     moved = log_ratio(logprobs.detach(), old, mask)

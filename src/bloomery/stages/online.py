@@ -20,7 +20,7 @@ from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
-from bloomery.objectives.token import counted_logprobs
+from bloomery.objectives.token import counted_logprobs, predicting
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.parts import Part
 from bloomery.rewards.sources import Source, Tools, combined, reward_model
@@ -230,7 +230,7 @@ def reader(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """Log-probs and entropies `[B, T]` of the counted tokens under a model; entropies 0.0 if not wanted."""
     return lambda tokens, mask: counted_logprobs(
-        model(tokens), model.logits, tokens, mask, temperature, entropy=entropy
+        model(tokens, at=predicting(mask)), model.logits, tokens, mask, temperature, entropy=entropy
     )
 
 

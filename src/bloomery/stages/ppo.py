@@ -16,7 +16,7 @@ from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.models.lora import Bare
 from bloomery.objectives import advantage, policy, value
-from bloomery.objectives.token import aggregate, before, masked_mean
+from bloomery.objectives.token import aggregate, masked_mean, predicting, scatter
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.stages.common import Context, Optimiser, text_loss, tune
@@ -241,7 +241,7 @@ def ppo_loss(
 
 def valuer(critic: ScalarModel) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """Values `[B, T]` of the states in which the counted tokens are chosen, 0.0 elsewhere."""
-    return lambda tokens, mask: (torch.where(mask, before(critic(tokens)).float(), 0.0),)
+    return lambda tokens, mask: (scatter(critic(tokens, at=predicting(mask)).float(), mask),)
 
 
 def norm_of(loss: Tensor, model: torch.nn.Module) -> float:

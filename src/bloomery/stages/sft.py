@@ -15,7 +15,7 @@ from bloomery.data.sources import OnBadRow, read_conversations
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
-from bloomery.objectives.token import aggregate, counted_logprobs
+from bloomery.objectives.token import aggregate, counted_logprobs, predicting
 from bloomery.recipe import InputPath, Section
 from bloomery.stages.common import Context, Lora, Optimiser, Replay, Training, is_held_out, read_all, tune
 from bloomery.stages.people import writers
@@ -139,8 +139,8 @@ def backward(model: Llama, parts: Sequence[TokenBatch], autocast: Context) -> di
 
 def answer_logprobs(model: Llama, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of the counted tokens of packed conversations, both `[B, T]`."""
-    hidden = model(batch.tokens, segments=batch.segments)
-    return counted_logprobs(hidden, model.logits, batch.tokens, batch.mask)
+    states = model(batch.tokens, segments=batch.segments, at=predicting(batch.mask))
+    return counted_logprobs(states, model.logits, batch.tokens, batch.mask)
 
 
 @torch.no_grad()
