@@ -15,9 +15,7 @@ from bloomery.models.slates import (
     answer_logprobs,
     read_slates,
     shared_length,
-    shared_pieces,
 )
-from bloomery.objectives.token import counted_logprobs
 
 # prompt, then answers; the prompt of the third slate is one token, and the fourth needs more than one row
 PROMPTS = [[7, 8, 9], [5, 6, 5, 6, 5], [3], [7, 11]]
@@ -124,39 +122,3 @@ def test_no_batch_is_large_or_mostly_padding(most: int) -> None:
         done += rows
         wider = (rows + 1) * lengths[done]
         assert wider > most or wider - used - lengths[done] > SPARE
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 30, 8192])
-def test_rows_read_behind_shared_prompts_are_what_they_are_alone(model: Llama, batch_tokens: int) -> None:
-    """Log-probs, entropies and gradients, each token's where it stood; rows of one prompt need not be
-    neighbours, one may count nothing, and another may count its first token but one."""
-    examples = [example for slate in slates() for example in slate]
-    prompts = [number for number, slate in enumerate(slates()) for _ in slate]
-    order = [3, 0, 8, 5, 1, 7, 2, 4, 6]
-    width = max(len(tokens) for tokens, _ in examples)
-    tokens, mask = torch.zeros(10, width, dtype=torch.long), torch.zeros(10, width, dtype=torch.bool)
-    for row, chosen in enumerate(order):
-        ids, counts = examples[chosen]
-        tokens[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), torch.tensor(counts)
-    numbers = [*(prompts[chosen] for chosen in order), 99]
-    want = counted_logprobs(model(tokens), model.logits, tokens, mask, 0.7)
-    got = [torch.zeros(10, width), torch.zeros(10, width)]
-    seen: list[int] = []
-    for piece in shared_pieces(tokens, mask, numbers, context=40, batch_tokens=batch_tokens):
-        seen += piece.rows.tolist()
-        for whole, part in zip(got, piece.read(model, 0.7), strict=True):
-            whole[piece.rows] = part
-    assert sorted(seen) == list(range(10))
-    torch.testing.assert_close(got[0], want[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-4)
-    weights = torch.arange(1.0, mask.numel() + 1).view_as(mask)
-    slopes = [torch.autograd.grad((x * weights).sum(), list(model.parameters())) for x in (got[0], want[0])]
-    for mine, plain in zip(*slopes, strict=True):
-        torch.testing.assert_close(mine, plain, atol=2e-2, rtol=1e-4)
-
-
-def test_a_prompt_is_forwarded_once_for_all_its_answers(model: Llama) -> None:
-    tokens = torch.tensor([[7, 8, 9, 1], [7, 8, 9, 2], [5, 6, 3, 4]])
-    mask = torch.tensor([[False, False, False, True]] * 2 + [[False, False, True, True]])
-    (piece,) = shared_pieces(tokens, mask, [0, 0, 1], context=40)
-    assert sorted(piece.batch.tokens.tolist()) == [[5, 6, 3, 4, 0], [7, 8, 9, 1, 2]]

@@ -13,8 +13,8 @@ OBJECTIVES = (
     Mutation(
         "logprob-of-the-token-itself",
         "objectives/token.py",
-        "ids = tokens[row, column + 1]",
-        "ids = tokens[row, column]",
+        "ids = tokens.flatten()[at + 1]",
+        "ids = tokens.flatten()[at]",
         TOKEN,
     ),
     Mutation(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bloomery.objectives.advantage import gae, leashed_rewards, whiten
+from bloomery.objectives.advantage import Moments, gae, joined, leashed_rewards, standardised, whiten
 from bloomery.objectives.policy import k1, k2, k3, kl_estimators, log_ratio, ppo_clip
 from bloomery.objectives.value import clipped_value_loss, explained_variance
 
@@ -106,6 +106,29 @@ def test_whitening_is_over_counted_tokens_only() -> None:
     assert white[~mask].tolist() == [0.0] * 3
     kept = whiten(x, mask, shift_mean=False)
     assert kept[mask].mean().item() == pytest.approx(3.0, rel=1e-6)
+    # 1, 3, 5: two from the mean is two over the root of 8 / 3.
+    assert kept[mask].tolist() == pytest.approx([3 - 1.2247449, 3.0, 3 + 1.2247449])
+    assert whiten(torch.full((2, 3), 0.7), mask, shift_mean=False)[mask].tolist() == pytest.approx([0.7] * 3)
+
+
+def test_moments_of_parts_are_those_of_the_whole() -> None:
+    # 1, 2, 3, 6: the mean is 3; 4 + 1 + 0 + 9.
+    seen = joined(joined(Moments(), [1.0, 2.0]), [3.0, 6.0])
+    assert seen == (4, pytest.approx(3.0), pytest.approx(14.0))
+    assert joined(Moments(), [5.0]) == (1, 5.0, 0.0)
+    far = Moments()
+    for part in ([1e9 + 4], [1e9 + 7, 1e9 + 13], [1e9 + 16]):
+        far = joined(far, part)
+    assert far == (4, 1e9 + 10, 90.0)  # 36 + 9 + 9 + 36: plain sums of squares would lose it
+
+
+def test_standardised_scores_by_hand() -> None:
+    seen = Moments(4, 3.0, 14.0)
+    found = standardised(torch.tensor([3.0, 3 + math.sqrt(3.5), -4.0]), seen)
+    assert found.tolist() == pytest.approx([0.0, 1.0, -7 / math.sqrt(3.5)])
+    assert found.dtype == torch.float32
+    same = torch.full((3,), 1234.567)
+    assert standardised(same, joined(Moments(), same.tolist())).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_value_loss_takes_the_worse_of_clipped_and_free() -> None:

@@ -27,12 +27,12 @@ from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama
-from bloomery.models.slates import shared_pieces
 from bloomery.objectives.group import advantage_estimators
 from bloomery.objectives.policy import policy_losses
 from bloomery.recipe import load
 from bloomery.rollout.batch import RolloutBatch
 from bloomery.rollout.sample import ask
+from bloomery.rollout.shared import shared_pieces
 from bloomery.stages import grpo, online, world
 from bloomery.stages.common import Compute, Optimiser
 from bloomery.stages.grpo import Experience, Grpo, Learner

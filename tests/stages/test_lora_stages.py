@@ -200,9 +200,9 @@ def test_the_policy_without_its_adapters_is_the_reference_a_copy_would_be(
     references: list[object] = []
     real = ppo.look_back
 
-    def look_back(recipe: Any, batch: Any, scores: Any, learner: ppo.Learner) -> Any:
+    def look_back(recipe: Any, batch: Any, scores: Any, worth: Any, learner: ppo.Learner, *rest: Any) -> Any:
         references.append(learner.reference)
-        return real(recipe, batch, scores, learner)
+        return real(recipe, batch, scores, worth, learner, *rest)
 
     monkeypatch.setattr(ppo, "look_back", look_back)
     shared = run_ppo(place, model_dir, tmp_path / "shared")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -75,12 +75,12 @@ def read_slates(
     """
     rows, start = list[Row](), 0
     for slate, limit in zip(slates, limits, strict=True):
-        rows += _rows(slate, start, limit, context)
+        rows += rows_of(slate, start, limit, context)
         start += len(slate)
     rows.sort(key=lambda row: row.length)
     found, places = list[Tensor](), list[int]()
-    for part in _batches(rows, batch_tokens):
-        batch = _lay_out(part, pad_id, device)
+    for part in in_batches(rows, batch_tokens):
+        batch = lay_out(part, pad_id, device)
         found.append(read(batch))
         places += batch.places
     back = torch.empty(start, dtype=torch.long, device=device)
@@ -103,7 +103,7 @@ def answer_logprobs(
 
     def read(batch: Batch) -> Tensor:
         examples = [flat[place] for place in batch.places]
-        logprobs, _, mask = _read_answers(model, batch, examples, entropy=False)
+        logprobs, _, mask = read_answers(model, batch, examples, entropy=False)
         return torch.stack([logprobs.sum(1), mask.sum(1).to(logprobs.dtype)], dim=1)
 
     both = read_slates(
@@ -118,63 +118,13 @@ def answer_logprobs(
     return both[:, 0], both[:, 1]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some rows of a batch `[B, T]` laid out behind their prompts: `rows` [n] says which; `read` gives the
-    log-probs and entropies of their counted tokens under a model, `[n, T]` each and aligned as they were."""
-
-    rows: Tensor
-    batch: Batch
-    examples: Sequence[Example]
-    width: int
-
-    def read(self, model: Llama | Bare, temperature: float, *, entropy: bool = True) -> tuple[Tensor, Tensor]:
-        found = _read_answers(model, self.batch, self.examples, temperature, entropy=entropy)
-        row = torch.tensor([row for row, _, _ in self.batch.at], device=self.batch.prefix.device)
-        reach = found[0].shape[1]
-        # One column to the right, so that the state before a prompt's first token has somewhere to go.
-        column = self.batch.prefix[row, None] + torch.arange(reach, device=row.device)
-        wide = found[0].new_zeros(len(row), self.width + reach + 1)
-        logprobs, entropies = (wide.scatter(1, column, x)[:, 1 : self.width + 1] for x in found[:2])
-        return logprobs, entropies
-
-
-def shared_pieces(
-    tokens: Tensor, mask: Tensor, prompts: Sequence[int], *, context: int, batch_tokens: int = 2048
-) -> Iterator[Piece]:
-    """Rows `[B, T]` in pieces of at most `batch_tokens` positions, in which a prompt stands once.
-
-    Args:
-        tokens: prompt + answer, right padded.
-        mask: True where a token counts; a row's prompt is what comes before the first of them.
-        prompts: a number for each row, equal where rows answer the same prompt.
-    """
-    examples: list[Example] = []
-    for ids, counts in zip(tokens.tolist(), mask.tolist(), strict=True):
-        end = len(counts) - counts[::-1].index(True) if any(counts) else 1
-        examples.append((ids[:end], counts[:end]))
-    same: dict[int, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        same.setdefault(prompt, []).append(row)
-    order, rows = [row for several in same.values() for row in several], list[Row]()
-    for start, several in zip(accumulate(map(len, same.values()), initial=0), same.values(), strict=False):
-        limit = min(counts.index(True) if any(counts) else 0 for _, counts in (examples[r] for r in several))
-        rows += _rows([examples[r][0] for r in several], start, limit, context)
-    rows.sort(key=lambda row: row.length)
-    for part in _batches(rows, batch_tokens):
-        batch = _lay_out(part, 0, tokens.device)
-        chosen = [order[place] for place in batch.places]
-        where = torch.tensor(chosen, device=tokens.device)
-        yield Piece(where, batch, [examples[r] for r in chosen], tokens.shape[1])
-
-
 def shared_length(sequences: Sequence[Tokens], limit: int) -> int:
     """How many tokens all sequences begin with, at most `limit`."""
     columns = takewhile(lambda ids: len(set(ids)) == 1, zip(*sequences, strict=False))
     return min(sum(1 for _ in columns), limit)
 
 
-def _rows(slate: Sequence[Tokens], start: int, limit: int, context: int) -> Iterator[Row]:
+def rows_of(slate: Sequence[Tokens], start: int, limit: int, context: int) -> Iterator[Row]:
     """A slate as one row, or as several where one would be longer than the context."""
     shared = shared_length(slate, limit)
     taken, places, length = list[Tokens](), list[int](), shared
@@ -188,7 +138,7 @@ def _rows(slate: Sequence[Tokens], start: int, limit: int, context: int) -> Iter
     yield Row(shared, tuple(taken), tuple(places))
 
 
-def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
+def in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
     """Rows sorted by length in batches of at most `batch_tokens` positions, of which no more than `SPARE` are
     padding."""
     batch, used = list[Row](), 0
@@ -201,7 +151,7 @@ def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
     yield batch
 
 
-def _lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
+def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
     width = max(row.length for row in rows)
     tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
     segments = torch.zeros(len(rows), width, dtype=torch.int32)
@@ -219,7 +169,7 @@ def _lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
     return Batch(tokens.to(device), segments.to(device), prefix, places, tuple(at))
 
 
-def _read_answers(
+def read_answers(
     model: Llama | Bare,
     batch: Batch,
     examples: Sequence[Example],

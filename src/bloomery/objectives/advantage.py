@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -49,8 +53,42 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, returns
 
 
+class Moments(NamedTuple):
+    """Of the numbers seen so far: how many, their mean, and the sum of their squared distances from it."""
+
+    num: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+
+def joined(seen: Moments, values: Sequence[float]) -> Moments:
+    """The moments of what was seen and of more values (at least one), as if all had been seen at once.
+
+    Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances":
+    no sum of plain squares, so nothing cancels where the mean is far from 0.
+    """
+    num, mean = len(values), math.fsum(values) / len(values)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    total, gap = seen.num + num, mean - seen.mean
+    return Moments(
+        total,
+        seen.mean + gap * num / total,
+        seen.squares + squares + gap * gap * seen.num * num / total,
+    )
+
+
+def standardised(scores: Tensor, seen: Moments) -> Tensor:
+    """`(score - mean) / sqrt(variance + 1e-8)`, `[B]`, by the moments of what was seen; in float64 inside,
+    so that scores that never differ are 0 however large they are."""
+    deviation = math.sqrt(seen.squares / seen.num + 1e-8)
+    return ((scores.double() - seen.mean) / deviation).to(scores.dtype)
+
+
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale to unit variance over counted tokens; zero mean too unless `shift_mean` is False. `[B, T]`."""
+    """Scale to unit variance over counted tokens; zero mean too unless `shift_mean` is False. `[B, T]`.
+
+    With zero mean for advantages, with its own mean for rewards, as in the code of Ziegler et al. 2019.
+    """
     counted = x[mask]
     if counted.numel() < 2:
         return x

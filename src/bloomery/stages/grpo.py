@@ -6,7 +6,7 @@ token losses are averaged are three choices by name (`objectives/group.py`, `obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,34 +15,26 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bloomery.errors import UsageError
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
-from bloomery.models.slates import Piece, shared_pieces
-from bloomery.objectives.advantage import leashed_rewards
 from bloomery.objectives.group import advantage_estimators, constant_groups
-from bloomery.objectives.policy import (
-    Averaging,
-    adapted_kl_coef,
-    denominators,
-    k3,
-    kl_estimators,
-    log_ratio,
-    policy_losses,
-)
+from bloomery.objectives.policy import Averaging, denominators, k3, log_ratio, policy_losses
 from bloomery.objectives.token import aggregate, masked_mean
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch
+from bloomery.rollout.shared import Piece, shared_pieces
+from bloomery.stages import leash
 from bloomery.stages.common import Context, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, checked, frozen, minibatches
+from bloomery.stages.leash import Leashed
+from bloomery.stages.online import Laps, Sampler, average, checked, frozen, minibatches
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
 
 
-class Grpo(Online):
+class Grpo(Leashed):
     """Improve a policy without a critic: each answer to a prompt is measured against others to it."""
 
     reference: InputPath | None = None
@@ -66,19 +58,6 @@ class Grpo(Online):
     """beta: what a nat of divergence from the reference costs."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Whether divergence is a term of the loss or taken from the reward."""
-    kl_estimator: str | None = None
-    """k1, k2 or k3; k3 in the loss and k1 in the reward when not given."""
-    kl_target: float | None = Field(None, gt=0)
-    """Divergence of an answer, in nats, that `kl_coef` is steered towards from step to step."""
-    target_kl: float | None = Field(0.05, gt=0)
-    """Stop a step's passes when the policy has moved this far (nats a token) from where it sampled."""
-    sampler_tolerance: float = Field(1e-4, ge=0)
-    """Where sampler and trainer differ by more than this in a token's log-prob, the trainer's are used."""
-
-    @property
-    def divergence(self) -> Callable[[Tensor], Tensor]:
-        """The KL estimator."""
-        return kl_estimators[self.kl_estimator or ("k3" if self.kl_in == "loss" else "k1")]
 
     @model_validator(mode="after")
     def _usable(self) -> Grpo:
@@ -86,10 +65,6 @@ class Grpo(Online):
         policy_losses.bind(self.loss, self.loss_settings)
         one = torch.ones(1, self.samples, 1)
         advantage_estimators.bind(self.advantage, self.advantage_settings)(one, one.bool())
-        if self.kl_estimator is not None:
-            kl_estimators[self.kl_estimator]
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise UsageError("kl_target steers kl_coef by factors", got="kl_coef=0", expected="above 0")
         return self
 
 
@@ -141,10 +116,7 @@ def run(recipe: Grpo, out: Path) -> None:
             lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
             metrics |= agreement | looked | improve(recipe, step, experience, learner)
             laps.end("training")
-            if recipe.kl_target is not None:
-                run.state["kl_coef"] = adapted_kl_coef(
-                    experience.kl_coef, metrics["objective/kl"], recipe.kl_target
-                )
+            leash.steer(recipe, run.state, metrics)
             metrics |= {"episode": float((step + 1) * len(rollouts)), "learning_rate": lr}
             run.log(step, metrics | laps.rates(rollouts))
         hub.save(actor, out, tokenizer_dir=recipe.policy)
@@ -153,14 +125,9 @@ def run(recipe: Grpo, out: Path) -> None:
 
 def without_effect(recipe: Grpo) -> list[str]:
     """What is set and changes nothing in this run."""
-    said = []
-    if recipe.kl_coef == 0 and recipe.reference is not None:
-        said.append("the reference is not used: kl_coef is 0")
-    if recipe.kl_coef > 0 and recipe.kl_in == "loss" and recipe.kl_estimator == "k1":
-        said.append(
-            "k1 in the loss is no leash, its gradient averages to zero: use k2 or k3, or kl_in=reward"
-        )
-    return said
+    useless = recipe.kl_coef == 0 and recipe.reference is not None
+    said = ["the reference is not used: kl_coef is 0"] if useless else []
+    return said + leash.without_effect(recipe)
 
 
 @torch.no_grad()
@@ -179,8 +146,7 @@ def look_back(
             for piece in by_prompt(recipe, batch, torch.arange(len(mask)), learner):
                 reference[piece.rows] = piece.read(learner.reference, recipe.temperature, entropy=False)[0]
         moved = log_ratio(batch.old_logprobs, reference, mask)
-    taken = kl_coef if recipe.kl_in == "reward" else 0.0
-    rewards = leashed_rewards(scores, recipe.divergence(moved), mask, taken)
+    rewards = leash.rewards_of(recipe, scores, moved, mask, kl_coef)
     groups = (-1, recipe.samples, mask.shape[1])
     estimate = advantage_estimators.bind(recipe.advantage, recipe.advantage_settings)
     advantages = estimate(rewards.view(groups), mask.view(groups)).view(mask.shape)
@@ -266,9 +232,9 @@ def loss_of(
         logprobs, entropy = piece.read(learner.actor, recipe.temperature)
     rule = policy_losses.bind(recipe.loss, recipe.loss_settings)
     losses, clipped = rule(logprobs, old, experience.advantages[rows], mask)
-    if recipe.kl_in == "loss" and experience.reference_logprobs is not None:
-        away = log_ratio(logprobs, experience.reference_logprobs[rows], mask)
-        losses = losses + experience.kl_coef * recipe.divergence(away)
+    if experience.reference_logprobs is not None:
+        reference = experience.reference_logprobs[rows]
+        losses = leash.losses_of(recipe, losses, logprobs, reference, mask, experience.kl_coef)
     loss = aggregate(losses / below[:, None], mask, 1.0)
     moved = log_ratio(logprobs.detach(), old, mask)
     parts = {
