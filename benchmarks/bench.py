@@ -87,13 +87,14 @@ def _installed() -> str | None:
 
 
 class Worker:
-    """A side of a benchmark: see worker.py for what is said."""
+    """A side of a benchmark: see worker.py for what is said. It sees a GPU only if `device` is "cuda"."""
 
-    def __init__(self, command: Sequence[str], threads: int, log: Path) -> None:
+    def __init__(self, command: Sequence[str], threads: int, log: Path, device: str = "cpu") -> None:
         self.command, self.log = command, log
         log.parent.mkdir(parents=True, exist_ok=True)
         counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        quiet = {"TOKENIZERS_PARALLELISM": "0", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        quiet = {"TOKENIZERS_PARALLELISM": "0", "HF_HUB_OFFLINE": "1"}
+        hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -101,7 +102,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **counts, **quiet},
+                env={**os.environ, **counts, **quiet, **hidden},
             )
 
     def answer(self) -> dict[str, Any]:
@@ -120,13 +121,13 @@ class Worker:
             print(json.dumps({"steps": steps}), file=self.process.stdin, flush=True)
         return self.answer()
 
-    def finish(self) -> float:
-        """No more rounds; its peak of memory in MB."""
+    def finish(self) -> dict[str, float]:
+        """No more rounds; its peaks of memory in MB."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        peak = float(self.answer()["peak_mb"])
+        peaks = self.answer()
         self.process.wait()
-        return peak
+        return peaks
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -154,7 +155,7 @@ def race(
                 if number:
                     side.rounds.append(value(done, case.unit))
         for worker, side in zip(workers, sides, strict=True):
-            side.peak_mb = worker.finish()
+            side.peak_mb = worker.finish()["peak_mb"]
     finally:
         for worker in workers:
             worker.stop()
@@ -199,16 +200,17 @@ def machine(threads: int) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         cpu = next((x.split(":")[1].strip() for x in info.read_text().split("\n") if "model name" in x), cpu)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    commit = ""
+    with suppress(FileNotFoundError):  # without git
+        told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        commit = told.stdout.strip()
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": threads,
         "torch": importlib.metadata.version("torch"),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
 

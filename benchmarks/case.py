@@ -30,8 +30,15 @@ class Shape:
         return max(1, self.width // 64)
 
 
-# XS only tries a benchmark out.
-SIZES = {"S": Shape(256, 4), "M": Shape(512, 8), "XS": Shape(64, 2)}
+# XS only tries a benchmark out. Those named by their parameters are for a GPU.
+SIZES = {
+    "S": Shape(256, 4),
+    "M": Shape(512, 8),
+    "XS": Shape(64, 2),
+    "30M": Shape(384, 6, 1024, 50304),
+    "124M": Shape(768, 12, 1024, 50304),
+    "350M": Shape(1024, 24, 1024, 50304),
+}
 
 
 @dataclass

@@ -25,15 +25,15 @@ def cases(shape: Shape, precision: str | None) -> list[Case]:
 
 
 def ours(pace: Any, settings: dict[str, Any]) -> None:
-    material = Path(settings["material"])
+    material, prompts = Path(settings["material"]), settings.get("prompts", PROMPTS)
     recipe = {
         "policy": material / "policy",
         "reward": material / "reward",
         "prompts": [material / "prompts.jsonl"],
         "steps": stage.ENDLESS,
-        "prompts_per_step": PROMPTS,
+        "prompts_per_step": prompts,
         "samples": ANSWERS,
-        "max_tokens": LONGEST,
+        "max_tokens": settings.get("longest", LONGEST),
         "kl_coef": LEASH,
         "minibatches": 1,
         "target_kl": None,
@@ -41,7 +41,7 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
         "optimiser": stage.optimiser(learning_rate=RATE),
         "compute": stage.compute(settings),
     }
-    stage.run(pace, settings, "grpo", recipe, PROMPTS * ANSWERS, "completions/mean_length", "entropy")
+    stage.run(pace, settings, "grpo", recipe, prompts * ANSWERS, "completions/mean_length", "entropy")
 
 
 def theirs(pace: Any, settings: dict[str, Any]) -> None:
@@ -52,6 +52,7 @@ def theirs(pace: Any, settings: dict[str, Any]) -> None:
         {"prompt": [{"role": m["role"], "content": m["content"]} for m in p["messages"]]}
         for p in trl_side.read_lines(settings, "prompts.jsonl")
     ]
+    episodes = settings.get("prompts", PROMPTS) * ANSWERS
     reward = trl_side.model(settings, "reward")
     reward.train(False)
     trainer = GRPOTrainer(
@@ -59,14 +60,14 @@ def theirs(pace: Any, settings: dict[str, Any]) -> None:
         reward_funcs=reward,
         reward_processing_classes=trl_side.tokenizer(settings),
         args=GRPOConfig(
-            **trl_side.arguments(settings, PROMPTS * ANSWERS, RATE),
+            **trl_side.arguments(settings, episodes, RATE),
             num_generations=ANSWERS,
-            max_completion_length=LONGEST,
+            max_completion_length=settings.get("longest", LONGEST),
             beta=LEASH,
         ),
         train_dataset=trl_side.dataset(prompts),
         processing_class=trl_side.tokenizer(settings),
     )
     names = ("completions/mean_length", "entropy")
-    trainer.add_callback(trl_side.held(pace, PROMPTS * ANSWERS, {name: name for name in names}))
+    trainer.add_callback(trl_side.held(pace, episodes, {name: name for name in names}))
     trainer.train()

@@ -31,6 +31,7 @@ from bloomery.types import Annotator, Candidate, Conversation, Document, Message
 
 PROMPT_DECILES = (7, 13, 16, 19, 24, 29, 37, 45, 74, 126, 378)
 ANSWER_DECILES = (1, 2, 9, 14, 28, 36, 49, 72, 105, 172, 630)
+WORDS = 6000  # made-up words; more where the vocabulary would not be filled by as many
 LONGEST_QUESTION = 40  # words of a prompt that is answered by sampling
 
 CONVERSATIONS, PAIRS, SLATES, PROMPTS, K = 256, 256, 64, 256, 6
@@ -58,7 +59,7 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
 
 def write(out: Path, shape: Shape) -> None:
     out.mkdir(parents=True)
-    text = Text()
+    text = Text(max(WORDS, shape.vocab * 6 // 5))
     tokenizer = Tokenizer.train([text.words(400) for _ in range(1000)], shape.vocab)
     tokenizer.save(out / "tokenizer")
     chat = Chat(tokenizer)
@@ -76,11 +77,11 @@ def write(out: Path, shape: Shape) -> None:
 class Text:
     """Made-up words, few of them often, and lengths as people's texts have them."""
 
-    def __init__(self) -> None:
+    def __init__(self, num: int = WORDS) -> None:
         self.draws = stream(0, "benchmark text")
         syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
-        spelled = {"".join(self.draws.choice(syllables, size=1 + i % 3)) for i in range(20_000)}
-        self.vocabulary = np.array(sorted(spelled, key=lambda w: derive(0, w))[:6000])
+        spelled = {"".join(self.draws.choice(syllables, size=1 + i % 3)) for i in range(num * 10 // 3)}
+        self.vocabulary = np.array(sorted(spelled, key=lambda w: derive(0, w))[:num])
         share = 1 / np.arange(10, 10 + len(self.vocabulary))
         self.share = share / share.sum()
 

@@ -28,15 +28,15 @@ def cases(shape: Shape, precision: str | None) -> list[Case]:
 
 
 def ours(pace: Any, settings: dict[str, Any]) -> None:
-    material = Path(settings["material"])
+    material, episodes = Path(settings["material"]), settings.get("episodes", EPISODES)
     recipe = {
         "policy": material / "policy",
         "reference": material / "policy",
         "reward": material / "reward",
         "prompts": [material / "prompts.jsonl"],
         "steps": stage.ENDLESS,
-        "prompts_per_step": EPISODES,
-        "max_tokens": LONGEST,
+        "prompts_per_step": episodes,
+        "max_tokens": settings.get("longest", LONGEST),
         "kl_coef": LEASH,
         "epochs": PASSES,
         "minibatches": MINIBATCHES,
@@ -45,7 +45,7 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
         "critic": stage.optimiser(learning_rate=RATE),
         "compute": stage.compute(settings),
     }
-    stage.run(pace, settings, "ppo", recipe, EPISODES, "objective/scores", "objective/entropy")
+    stage.run(pace, settings, "ppo", recipe, episodes, "objective/scores", "objective/entropy")
 
 
 def theirs(pace: Any, settings: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ def learns_alike(ours: Side, theirs: Side) -> str:
 
 def ours(pace: Any, settings: dict[str, Any]) -> None:
     material, shape = Path(settings["material"]), SIZES[settings["size"]]
+    batch = settings.get("batch", BATCH)
     pace.tell(flops=flops_per_token(shape))
     recipe = {
         "corpus": material / "corpus",
@@ -61,13 +62,13 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
             "heads": shape.heads,
             "context": shape.context,
         },
-        "tokens": stage.ENDLESS * BATCH * shape.context,
-        "batch": BATCH,
+        "tokens": stage.ENDLESS * batch * shape.context,
+        "batch": batch,
         "optimiser": stage.optimiser(learning_rate=RATE, weight_decay=DECAY),
         "compute": stage.compute(settings),
         "validate_every": stage.ENDLESS,
     }
-    stage.run(pace, settings, "pretrain", recipe, BATCH * shape.context, "train/loss")
+    stage.run(pace, settings, "pretrain", recipe, batch * shape.context, "train/loss")
 
 
 def flops_per_token(shape: Shape) -> float:

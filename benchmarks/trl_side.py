@@ -16,7 +16,7 @@ def arguments(settings: Mapping[str, Any], batch: int, learning_rate: float) -> 
     """Of `transformers.TrainingArguments`: the data in the order given, a constant learning rate."""
     return {
         "output_dir": str(Path(settings["scratch"]) / "trl"),
-        "use_cpu": True,
+        "use_cpu": settings.get("device", "cpu") == "cpu",
         "bf16": settings["precision"] == "bf16",
         "per_device_train_batch_size": batch,
         "learning_rate": learning_rate,

@@ -22,6 +22,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, TextIO
 
@@ -34,6 +35,7 @@ class Pace:
     """Lets a training loop run as it is and holds it between rounds.
 
     The loop calls `start` before each step and `end` after it; `start` blocks where no round is under way.
+    `sync` waits for a device that works on while the loop goes on; a round begins and ends with it.
     """
 
     def __init__(self, requests: TextIO, answers: TextIO) -> None:
@@ -43,6 +45,7 @@ class Pace:
         self.seconds, self.began = 0.0, 0.0
         self.facts: dict[str, list[Any]] = {}
         self.said_ready = False
+        self.sync: Callable[[], object] = lambda: None
 
     def tell(self, **facts: Any) -> None:
         """Facts for the comparison, to be told once before the first round."""
@@ -59,6 +62,7 @@ class Pace:
         if not line:
             raise Finished(0)
         self.left, self.units, self.facts = int(json.loads(line)["steps"]), 0.0, {}
+        self.sync()
         self.seconds, self.began = 0.0, time.perf_counter()
 
     def end(self, units: float, **facts: Any) -> None:
@@ -67,6 +71,8 @@ class Pace:
         for name, value in facts.items():
             self.facts.setdefault(name, []).append(value)
         self.left -= 1
+        if not self.left:
+            self.sync()
         self.stop_clock()
         if self.left:
             self.began = time.perf_counter()
@@ -102,15 +108,27 @@ def peak_mb() -> float:
     return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def gpu_peak() -> dict[str, float]:
+    """The most memory that tensors of this process have had on a GPU, if it used one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"gpu_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
+
+
 def main() -> None:
     work, function, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     pace = Pace(sys.stdin, answers)
+    if settings.get("device") == "cuda":
+        import torch
+
+        pace.sync = torch.cuda.synchronize
     try:
         getattr(importlib.import_module(work), function)(pace, settings)
     except Finished:
-        print(json.dumps({"peak_mb": round(peak_mb(), 1)}), file=answers, flush=True)
+        print(json.dumps({"peak_mb": round(peak_mb(), 1), **gpu_peak()}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -151,3 +151,18 @@ def test_every_work_declares_its_cases(bench: ModuleType) -> None:
         assert declared, work
         assert {case.work for case in declared} == {work}
         assert len({(case.peer, case.precision) for case in declared}) == len(declared)
+
+
+def test_a_device_is_waited_for_where_a_round_begins_and_ends(bench: ModuleType) -> None:
+    from io import StringIO
+
+    from worker import Pace
+
+    said = StringIO()
+    pace, waits = Pace(StringIO('{"steps": 3}\n'), said), list[int]()
+    pace.sync = lambda: waits.append(pace.left)
+    for _ in range(3):
+        pace.start()
+        pace.end(1)
+    assert waits == [3, 0]
+    assert '"units": 3.0' in said.getvalue()

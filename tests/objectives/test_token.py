@@ -95,8 +95,7 @@ def test_neither_pieces_nor_blocks_change_value_entropy_or_gradient(
 ) -> None:
     """Against torch's derivatives of all logits at once."""
     hidden, table, tokens, mask, weight = material
-    for name, value in (("HELD", held), ("PIECE", piece), ("BLOCK", block)):
-        monkeypatch.setattr(token, name, value)
+    monkeypatch.setattr(token, "CPU", token.Amounts(held, piece, block))
     sizes: list[int] = []
 
     def unembed(states: torch.Tensor) -> torch.Tensor:
@@ -115,6 +114,15 @@ def test_neither_pieces_nor_blocks_change_value_entropy_or_gradient(
     assert max(sizes) == min(counted, max(1, piece // 11))
     kept = held > 11 * counted
     assert sum(sizes) == (1 if kept else 2) * counted  # what was forgotten is computed again
+
+
+def test_on_a_gpu_few_launches_do_the_work() -> None:
+    """A step of 64 x 1024 tokens over 50,304 words; `meta` stands for whatever is not a CPU."""
+    logits = torch.empty(64 * 1024, 50304, dtype=torch.bfloat16, device="meta")
+    on_gpu, on_cpu = token.amounts(logits.device), token.amounts(torch.device("cpu"))
+    assert len(list(token._blocks(logits))) == -(-len(logits) // (on_gpu.block // 50304)) < 20
+    assert on_gpu.held > logits.numel() > on_gpu.piece
+    assert (on_cpu.held, on_cpu.piece, on_cpu.block) == (2**26, 2**22, 2**18)
 
 
 def test_the_slope_by_finite_differences(material) -> None:

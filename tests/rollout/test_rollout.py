@@ -15,7 +15,8 @@ from torch import Tensor
 from bloomery.infer.engine import Engine
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama
-from bloomery.rollout.batch import RolloutBatch, in_pieces
+from bloomery.rollout import batch as batch_module
+from bloomery.rollout.batch import RolloutBatch, in_pieces, pieces
 from bloomery.rollout.sample import ask
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -87,6 +88,14 @@ def test_reading_in_pieces_equals_reading_everything(budget: int) -> None:
             10_000: [(5, 8)],
         }[budget]
     )
+
+
+def test_how_much_is_read_at_a_time_is_the_device_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = torch.ones(40, 64, dtype=torch.bool)
+    assert [len(rows) for rows, _ in pieces(mask)] == [16, 16, 8]
+    on_gpu = batch_module.positions(torch.device("cuda"))
+    monkeypatch.setattr(batch_module, "positions", lambda device: on_gpu)
+    assert [len(rows) for rows, _ in pieces(mask)] == [40]
 
 
 def test_gradients_go_through_the_pieces() -> None:

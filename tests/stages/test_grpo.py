@@ -286,6 +286,29 @@ def test_loss_and_gradient_by_hand_however_they_are_cut_into_pieces(
     torch.testing.assert_close(gradient, tiny.gradient(want, scene.actor), atol=1e-5, rtol=1e-4)
 
 
+def test_rows_go_to_where_the_rollouts_are(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minibatches are drawn on the CPU; `meta` stands for a GPU, whose indices no CPU tensor takes."""
+    settings = recipe()
+    experience, _ = scene.look_back(settings)
+    asked = list[Tensor]()
+
+    def loss_of(*given: Any) -> tuple[Tensor, dict[str, float]]:
+        asked.append(given[3])
+        return torch.zeros((), device="meta", requires_grad=True), {"loss": 0.0}
+
+    batch = RolloutBatch(
+        *(x.to("meta") for x in (scene.batch.tokens, scene.batch.mask, scene.batch.old_logprobs))
+    )
+    monkeypatch.setattr(grpo, "loss_of", loss_of)
+    piece = SimpleNamespace(rows=torch.arange(2, device="meta"))
+    monkeypatch.setattr(grpo, "by_prompt", lambda *given: [piece])
+    grpo.backward(
+        settings, replace(experience, batch=batch), torch.tensor([3, 1, 2]), scene.learner(settings)
+    )
+    assert asked[0].device.type == "meta"
+    assert asked[0].shape == (2,)
+
+
 def test_metrics_of_an_update_by_hand(scene: Scene) -> None:
     settings = recipe(loss_settings={"clip": 0.1})
     experience, _ = scene.look_back(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,12 +11,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-HELD = 2**26
-"""Logits of a batch that may be kept for the backward pass; of a larger one they are computed again."""
-PIECE = 2**22
-"""Logits of one product: 16 MiB in fp32, little enough for memory that is used again."""
-BLOCK = 2**18
-"""Logits that are worked on at a time: 1 MiB in fp32, which fits a core's own cache."""
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """Numbers of logits: of a batch that may be kept for the backward pass (of a larger one they are computed
+    again), of one product, and worked on at a time."""
+
+    held: int
+    piece: int
+    block: int
+
+
+# 16 MiB in fp32 is little enough for memory that is used again, 1 MiB fits a core's own cache.
+CPU = Amounts(held=2**26, piece=2**22, block=2**18)
+# A GPU has room, and every launch costs as much as a million logits.
+GPU = Amounts(held=2**32, piece=2**28, block=2**28)
+
+
+def amounts(device: torch.device) -> Amounts:
+    """What is worth doing at a time on a device."""
+    return CPU if device.type == "cpu" else GPU
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -43,8 +58,8 @@ def counted_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs` and the entropy, with logits computed only where `mask` counts.
 
-    They are computed in pieces. Of a batch that needs more than `HELD` of them only one piece exists at a
-    time: each is forgotten, and computed again in the backward pass.
+    They are computed in pieces. Of a batch that needs more of them than may be held (see `Amounts`) only one
+    piece exists at a time: each is forgotten, and computed again in the backward pass.
 
     Args:
         hidden: `[B, T, D]` final states, `hidden[:, t]` predicts `tokens[:, t + 1]`; or `[N, D]`, only those
@@ -63,9 +78,9 @@ def counted_logprobs(
     def describe(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         return _chosen(unembed(states), ids, temperature, entropy)
 
-    vocabulary = unembed(states[:0]).shape[-1]
-    size = max(1, PIECE // vocabulary)
-    again = len(states) * vocabulary > HELD
+    vocabulary, most = unembed(states[:0]).shape[-1], amounts(hidden.device)
+    size = max(1, most.piece // vocabulary)
+    again = len(states) * vocabulary > most.held
     pieces = [
         checkpoint(describe, *piece, use_reentrant=False, preserve_rng_state=False)
         if again
@@ -128,8 +143,8 @@ class _Chosen(torch.autograd.Function):
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:
-    """Slices of the rows of `x` that hold about `BLOCK` numbers each."""
-    size = max(1, BLOCK // x.shape[-1])
+    """Slices of the rows of `x` that are worked on at a time."""
+    size = max(1, amounts(x.device).block // x.shape[-1])
     return (slice(start, start + size) for start in range(0, len(x), size))
 
 

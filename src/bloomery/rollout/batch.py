@@ -41,9 +41,15 @@ class RolloutBatch:
         return RolloutBatch(tokens.to(device), mask.to(device), old_logprobs.to(device))
 
 
-def pieces(mask: Tensor, budget: int = 1024) -> Iterator[tuple[Tensor, int]]:
-    """Rows sorted by length, in runs of about `budget` positions: (indices of the rows, the width that holds
-    all that counts in them)."""
+def positions(device: torch.device) -> int:
+    """How many a model reads at a time: on a CPU more are no faster, on a GPU fewer leave it idle."""
+    return 1024 if device.type == "cpu" else 2**15
+
+
+def pieces(mask: Tensor, budget: int | None = None) -> Iterator[tuple[Tensor, int]]:
+    """Rows sorted by length, in runs of about `budget` positions (as suits the device, if not given):
+    (indices of the rows, the width that holds all that counts in them)."""
+    budget = positions(mask.device) if budget is None else budget
     used = torch.where(mask.any(1), mask.shape[1] - mask.flip(1).int().argmax(1), 1)
     order = used.argsort(stable=True)
     lengths, start = used[order].tolist(), 0
@@ -56,7 +62,10 @@ def pieces(mask: Tensor, budget: int = 1024) -> Iterator[tuple[Tensor, int]]:
 
 
 def in_pieces(
-    read: Callable[[Tensor, Tensor], tuple[Tensor, ...]], tokens: Tensor, mask: Tensor, budget: int = 1024
+    read: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    tokens: Tensor,
+    mask: Tensor,
+    budget: int | None = None,
 ) -> tuple[Tensor, ...]:
     """`read(tokens, mask)` row by row alike, without paying for the padding of a few long rows.
 

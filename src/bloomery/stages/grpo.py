@@ -190,6 +190,7 @@ def backward(recipe: Grpo, experience: Experience, rows: Tensor, learner: Learne
 
     Denominators are those of all the rows, so how they are cut into pieces makes no difference.
     """
+    rows = rows.to(experience.batch.mask.device)
     mask = experience.batch.mask[rows]
     below, counted = denominators(mask, recipe.averaging, recipe.max_tokens), mask.sum()
     metrics: dict[str, float] = {}
