@@ -401,7 +401,7 @@ TRAINING = (
     ),
     Mutation(
         "average-begins-after-the-first-step",
-        "stages/ppo.py",
+        "train/optim.py",
         "    average.update_parameters(learning)\n",
         "",
         _stage("ppo_choices", "the_average_of_the_weights_is_saved_and_changes_no_answer"),

@@ -18,9 +18,9 @@ from bloomery.data.sources import OnBadRow, read_prompts
 from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
-from bloomery.models.llama import Llama
+from bloomery.models.llama import Llama, ScalarModel
 from bloomery.models.lora import Bare
-from bloomery.objectives.token import counted_logprobs, predicting
+from bloomery.objectives.token import counted_logprobs, predicting, scatter
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.parts import Part
 from bloomery.rewards.sources import Source, Tools, combined, reward_model
@@ -232,6 +232,11 @@ def reader(
     return lambda tokens, mask: counted_logprobs(
         model(tokens, at=predicting(mask)), model.logits, tokens, mask, temperature, entropy=entropy
     )
+
+
+def valuer(critic: ScalarModel) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Values `[B, T]` of the states in which the counted tokens are chosen, 0.0 elsewhere."""
+    return lambda tokens, mask: (scatter(critic(tokens, at=predicting(mask)).float(), mask),)
 
 
 @torch.no_grad()

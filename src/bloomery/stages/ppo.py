@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bloomery.data.shards import Corpus
 from bloomery.errors import UsageError
@@ -20,16 +19,17 @@ from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.models.lora import Bare
 from bloomery.objectives import advantage, policy, value
-from bloomery.objectives.token import aggregate, masked_mean, predicting, scatter
+from bloomery.objectives.token import aggregate, masked_mean
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.stages import leash
 from bloomery.stages.common import Context, Optimiser, text_loss, tune
 from bloomery.stages.leash import Leashed
-from bloomery.stages.online import Laps, Sampler, average, checked, frozen, minibatches, reader
+from bloomery.stages.online import Laps, Sampler, average, checked, frozen, minibatches, reader, valuer
 from bloomery.stages.stop import Best, StopRule
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
+from bloomery.train import optim
 from bloomery.train import step as update
 from bloomery.train.run import Run
 from bloomery.train.together import together
@@ -117,7 +117,7 @@ def run(recipe: Ppo, out: Path) -> None:
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
         optimizer, critic_optimizer = recipe.optimiser.adamw(actor), recipe.critic.adamw(critic)
         best = Best(recipe.stop_rule, learning) if recipe.stop_rule else None
-        mean = averaged(learning, recipe.ema) if recipe.ema is not None else None
+        mean = optim.averaged(learning, recipe.ema) if recipe.ema is not None else None
         kept: dict[str, nn.Module] = {"best": best.kept} if best else {}
         kept |= {"mean": mean} if mean is not None else {}
         run.track(
@@ -146,12 +146,8 @@ def run(recipe: Ppo, out: Path) -> None:
             leash.steer(recipe, run.state, metrics)
             if mean is not None:
                 mean.update_parameters(learning)
-            ended = sum(r.completion.finish_reason == "stop" for r in rollouts)
-            metrics |= {
-                "episode": float((step + 1) * len(rollouts)),
-                "lr": lr,
-                "val/num_eos_tokens": float(ended),
-            }
+            ended = float(sum(r.completion.finish_reason == "stop" for r in rollouts))
+            metrics |= {"episode": float((step + 1) * len(rollouts)), "lr": lr, "val/num_eos_tokens": ended}
             run.log(step, metrics | laps.rates(rollouts))
             if ends:
                 break
@@ -168,13 +164,6 @@ def without_effect(recipe: Ppo) -> list[str]:
     useless = recipe.ptx_coef > 0 and recipe.corpus is None
     said = ["ptx_coef changes nothing: there is no corpus"] if useless else []
     return said + leash.without_effect(recipe)
-
-
-def averaged(learning: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of what learns, which begins with the weights as they are."""
-    average = AveragedModel(learning, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.update_parameters(learning)
-    return average
 
 
 def standing(scores: Tensor, state: dict[str, Any]) -> Tensor:
@@ -227,12 +216,11 @@ def improve(
 ) -> dict[str, float]:
     """The step's passes over its rollouts: one optimizer step a minibatch. Returns mean metrics."""
     rows, seen = len(experience.batch.tokens), list[dict[str, float]]()
-    device = experience.batch.tokens.device
     for number, index in minibatches(recipe, step, rows):
         (actor_loss, metrics), (critic_loss, judged) = together(
             partial(actor_loss_of, recipe, experience, index, learner),
             partial(critic_loss_of, recipe, experience, index, learner),
-            device,
+            experience.batch.tokens.device,
         )
         if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
             return average(seen) | {"policy/stopped_early": 1.0}
@@ -248,10 +236,10 @@ def improve(
                 )
             metrics["loss/ptx_avg"] = ptx.item()
             if not seen:
-                metrics["grad_norm/ptx"] = norm_of(recipe.ptx_coef * ptx, learner.actor)
-                metrics["grad_norm/ppo"] = norm_of(actor_loss, learner.actor)
+                metrics["grad_norm/ptx"] = update.norm_of(recipe.ptx_coef * ptx, learner.actor)
+                metrics["grad_norm/ppo"] = update.norm_of(actor_loss, learner.actor)
             actor_loss = actor_loss + recipe.ptx_coef * ptx
-        together(actor_loss.backward, critic_loss.backward, device)
+        together(actor_loss.backward, critic_loss.backward, experience.batch.tokens.device)
         metrics |= judged
         total = actor_loss.item() + critic_loss.item()
         what = f"step {step}, minibatch {number}"
@@ -306,17 +294,7 @@ def critic_loss_of(
         values, experience.old_values[rows], experience.returns[rows], recipe.value_clip
     )
     loss = aggregate(losses, mask, mask.sum())
-    clipped_share = float(masked_mean(clipped.float(), mask))
-    return loss, {"loss/value_avg": loss.item(), "val/clipfrac_avg": clipped_share}
-
-
-def valuer(critic: ScalarModel) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Values `[B, T]` of the states in which the counted tokens are chosen, 0.0 elsewhere."""
-    return lambda tokens, mask: (scatter(critic(tokens, at=predicting(mask)).float(), mask),)
-
-
-def norm_of(loss: Tensor, model: torch.nn.Module) -> float:
-    """The gradient norm one term of a loss would have by itself; leaves the graph and `.grad` as they are."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    parts = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
-    return float(torch.sqrt(sum((g.square().sum() for g in parts if g is not None), torch.zeros(()))))
+    return loss, {
+        "loss/value_avg": loss.item(),
+        "val/clipfrac_avg": float(masked_mean(clipped.float(), mask)),
+    }

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bloomery.errors import UsageError
 
@@ -42,3 +43,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         raise UsageError("a learning rate must be finite and not negative", got=lr)
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def averaged(learning: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of what learns, which begins with the weights as they are."""
+    average = AveragedModel(learning, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.update_parameters(learning)
+    return average

@@ -68,3 +68,10 @@ def apply(
                 do="lower the learning rate, or look at the data of the batch named",
             )
     return norm
+
+
+def norm_of(loss: Tensor, model: nn.Module) -> float:
+    """The gradient norm one term of a loss would have by itself; leaves the graph and `.grad` as they are."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    parts = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
+    return float(torch.sqrt(sum((g.square().sum() for g in parts if g is not None), torch.zeros(()))))
