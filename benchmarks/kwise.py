@@ -42,6 +42,10 @@ BATCH, EPOCHS, HELD_OUT = 8, 2.5, 0.1
 """The first reward model of the default journey."""
 LAST = 50
 """Steps of a run's end over which its accuracy on what it trains on is averaged."""
+ABOUT = """Rates are of pairs, in brackets 95 % bootstrap intervals over prompts. Both sides start from the
+same model and see every pair of the same rankings equally often in equally many steps; K-wise, a ranking is
+one element and an answer is forwarded once; pairwise, each pair is an element of its own, shuffled among
+the others. Both read a prompt once for all answers of an element. Seconds are the whole stage's."""
 COLUMNS = ("held out", "where annotators agree", "in training", "answers forwarded", "tokens", "seconds")
 
 
@@ -156,7 +160,8 @@ def lead(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) ->
 
 def section(found: Sequence[Mapping[str, Any]], place: str) -> str:
     """Markdown: a row for each seed and side, then how the sides compare."""
-    lines = ["## K-wise against pairwise reward models", "", f"`python benchmarks/kwise.py`, {place}.", ""]
+    lines = ["## K-wise against pairwise reward models", "", f"`python benchmarks/kwise.py`, {place}."]
+    lines += [ABOUT, ""]
     lines += ["| seed | trained | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
     for row in found:
         for name, side in row["sides"].items():

@@ -47,6 +47,8 @@ def test_gain_and_loss_are_changes_from_sft_beside_ppo_at_the_same_kl(tax: Modul
             **{"loss": 0.002, "PPO loss": 0.007},
         }
     )
+    near = tax.compared(SEED | {"PPO-ptx-1": row(0.25, -0.5, 0.260)})["PPO-ptx-1"]
+    assert (near["PPO gain"], near["PPO loss"]) == pytest.approx((0.1, 0.002))
     assert tax.compared(SEED | {"PPO-ptx-1": row(5, 0.0, 0.260)}) == {}
     assert tax.compared({"SFT": SFT}) == {}
 
@@ -71,7 +73,7 @@ def test_shares_are_of_the_seeds_means(tax: ModuleType) -> None:
         {"gain": 0.2, "loss": 0.001, "PPO gain": 0.2, "PPO loss": 0.001},
         {"gain": 0.1, "loss": 0.001, "PPO gain": 0.1, "PPO loss": 0.010},
     ]
-    assert "keeps 100% of the gain at 18% of the loss (2 seeds): met" in tax.verdict("PPO-ptx-4", runs)
+    assert "keeps 100% of the gain at 18% of the loss (2 seeds): met" in tax.verdict("PPO-ptx-0.25", runs)
 
 
 def test_no_loss_or_no_run_is_nothing_to_compare(tax: ModuleType) -> None:
