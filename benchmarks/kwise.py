@@ -40,12 +40,15 @@ from bloomery.types import Candidate, Message, Policy, Ranking
 
 BATCH, EPOCHS, HELD_OUT = 8, 2.5, 0.1
 """The first reward model of the default journey."""
+LEAST = 1e-6
+"""Epochs of a run that ends after its first step: what reading the rankings and the last evaluation take."""
 LAST = 50
 """Steps of a run's end over which its accuracy on what it trains on is averaged."""
 ABOUT = """Rates are of pairs, in brackets 95 % bootstrap intervals over prompts. Both sides start from the
 same model and see every pair of the same rankings equally often in equally many steps; K-wise, a ranking is
 one element and an answer is forwarded once; pairwise, each pair is an element of its own, shuffled among
-the others. Both read a prompt once for all answers of an element. Seconds are the whole stage's."""
+the others. Both read a prompt once for all answers of an element. Seconds are those of the stage beyond
+what it takes to read, make one step and evaluate."""
 COLUMNS = ("held out", "where annotators agree", "in training", "answers forwarded", "tokens", "seconds")
 
 
@@ -84,10 +87,12 @@ def compared(journey: Path, out: Path, epochs: float, table: bool) -> dict[str, 
     sides, right = dict[str, dict[str, Any]](), dict[str, list[list[float]]]()
     for name, files, slates in (("K-wise", given["rankings"], taught), ("pairwise", [str(pairs)], apart)):
         recipe = {"model": given["model"], "rankings": files, "seed": given["seed"], "held_out": HELD_OUT}
-        recipe |= {"epochs": epochs, "batch": same_steps(len(slates), len(taught))}
-        if make("reward", recipe, out / name, table) is None:
-            return None
+        recipe |= {"batch": same_steps(len(slates), len(taught))}
+        for directory, much in ((out / name, epochs), (out / f"{name}-start", LEAST)):
+            if make("reward", recipe | {"epochs": much}, directory, table) is None:
+                return None
         sides[name] = measured(out / name) | {k: round(epochs * n) for k, n in work(slates).items()}
+        sides[name]["seconds"] -= measured(out / f"{name}-start")["seconds"]
         model = hub.load(out / name, "scalar").train(False)
         right[name] = [list(verdicts(scored(model, s, chat.tokenizer.pad_id))) for s in held_out]
     return {"seed": given["seed"], "sides": sides, "lead": lead(right["K-wise"], right["pairwise"])}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,6 +93,48 @@ def test_every_table_of_the_section_is_as_wide_as_its_head(tax: ModuleType) -> N
     assert "- PPO-ptx-1 keeps 92% of the gain at 29% of the loss (1 seeds): met" in text
     for table in (part.splitlines() for part in text.split("\n\n") if part.startswith("|")):
         assert len({line.count("|") for line in table}) == 1
+
+
+def evaluation(path: Path, found: dict[str, float]) -> None:
+    path.mkdir(parents=True)
+    graded, greedy = {"mean": found["graded"]}, {"mean": found["greedy"]}
+    tree = {"sampled": {"graded_reward": graded}, "greedy": {"graded_reward": greedy}}
+    tree |= {"kl": {"mean": found["kl"]}, "bpb": {"all": {"mean": found["bpb"]}}}
+    (path / "evaluation.json").write_text(json.dumps(tree))
+
+
+def test_what_is_there_is_not_run_again(
+    tax: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One PPO run is finished; the other is but for its evaluation, which is the first thing to be run."""
+    journey, out = tmp_path / "seed-7", tmp_path / "out"
+    evaluation(journey / "evaluate-sft", SFT)
+    (journey / "recipe.yaml").write_text("seed: 7")
+    evaluation(out / "seed-7" / "evaluate-PPO-0.1", TIGHT)
+    for name in ("PPO-0.1", "evaluate-PPO-0.1", "PPO-0.05"):
+        (out / "seed-7" / f"{name}.seconds").write_text("90.0")
+    started = list[list[str]]()
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if command[0] != sys.executable:
+            return subprocess.CompletedProcess(command, 0, stdout="abc")
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["alignment_tax.py", str(journey), "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        tax.main()
+    assert [command[3:4] + command[-1:] for command in started] == [
+        ["evaluate", str(out / "seed-7" / "evaluate-PPO-0.05")]
+    ]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--table"])
+    tax.main()
+    assert len(started) == 1
+    assert "| seed-7 | PPO-0.1 | -0.400 | 0.100 |  | 0.2640 | 1.00 | 1.5 |" in capsys.readouterr().out
+    assert "PPO-0.05" not in (out / "alignment_tax.md").read_text()
+    assert set(json.loads((out / "alignment_tax.json").read_text())["rows"]["seed-7"]) == {"SFT", "PPO-0.1"}
+    assert (out / "bpb.svg").read_text().count('class="name"') == 2
 
 
 def test_the_plot_shows_the_column_it_is_asked_for(tax: ModuleType) -> None:
