@@ -21,13 +21,14 @@ def tax(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("alignment_tax")
 
 
-def row(kl: float, graded: float, bpb: float, **more: float) -> dict[str, float]:
-    return {"kl": kl, "graded": graded, "greedy": graded + 0.5, "bpb": bpb, **more}
+def row(kl: float, graded: float, bpb: float) -> dict[str, float]:
+    known = 0.9 - 10 * (bpb - 0.26)
+    return {"kl": kl, "graded": graded, "greedy": graded + 0.5, "bpb": bpb, "known_accuracy": known}
 
 
 # From SFT at KL 0 over PPO at 1 and 4: a step of the root is worth .2 or .1 of grade, .004 or .006 bits.
 SFT, TIGHT, LOOSE = row(0, -0.6, 0.260), row(1, -0.4, 0.264), row(4, -0.3, 0.270)
-SEED = {"SFT": SFT, "PPO-0.05": LOOSE, "PPO-0.1": TIGHT, "PPO-ptx-1": row(2.25, -0.37, 0.262)}
+SEED = {"SFT": SFT, "PPO-17": LOOSE, "PPO-10": TIGHT, "PPO-ptx-1": row(2.25, -0.37, 0.262)}
 
 
 def test_a_curve_is_read_between_its_neighbours_over_the_root_of_the_kl(tax: ModuleType) -> None:
@@ -47,7 +48,7 @@ def test_gain_and_loss_are_changes_from_sft_beside_ppo_at_the_same_kl(tax: Modul
         {
             "kl": 2.25,
             **{"gain": 0.23, "PPO gain": 0.25, "gain, greedy": 0.23, "PPO gain, greedy": 0.25},
-            **{"loss": 0.002, "PPO loss": 0.007},
+            **{"loss": 0.002, "PPO loss": 0.007, "known": -0.02, "PPO known": -0.07},
         }
     )
     near = tax.compared(SEED | {"PPO-ptx-1": row(0.25, -0.5, 0.260)})["PPO-ptx-1"]
@@ -86,10 +87,10 @@ def test_no_loss_or_no_run_is_nothing_to_compare(tax: ModuleType) -> None:
 
 
 def test_every_table_of_the_section_is_as_wide_as_its_head(tax: ModuleType) -> None:
-    found: dict[str, Any] = {"seed-0": {name: r | {"known_accuracy": 0.9} for name, r in SEED.items()}}
-    text = tax.section(found, {"seed-0": tax.compared(found["seed-0"])}, "commit abc, one machine")
-    assert "| seed-0 | PPO-0.1 | -0.400 | 0.100 | 0.900 | 0.2640 | 1.00 |  |" in text
-    assert "| seed-0 | PPO-ptx-1 | 2.25 | +0.2300 | +0.2500 | +0.2300 | +0.2500 | +0.0020 | +0.0070 |" in text
+    text = tax.section({"seed-0": SEED}, {"seed-0": tax.compared(SEED)}, "commit abc, one machine")
+    assert "| seed-0 | PPO-10 | -0.400 | 0.100 | 0.860 | 0.2640 | 1.00 |  |" in text
+    cells = "+0.2300 | +0.2500 | +0.2300 | +0.2500 | -0.0200 | -0.0700 | +0.0020 | +0.0070"
+    assert f"| seed-0 | PPO-ptx-1 | 2.25 | {cells} |" in text
     assert "- PPO-ptx-1 keeps 92% of the gain at 29% of the loss (1 seeds): met" in text
     for table in (part.splitlines() for part in text.split("\n\n") if part.startswith("|")):
         assert len({line.count("|") for line in table}) == 1
@@ -98,7 +99,11 @@ def test_every_table_of_the_section_is_as_wide_as_its_head(tax: ModuleType) -> N
 def evaluation(path: Path, found: dict[str, float]) -> None:
     path.mkdir(parents=True)
     graded, greedy = {"mean": found["graded"]}, {"mean": found["greedy"]}
-    tree = {"sampled": {"graded_reward": graded}, "greedy": {"graded_reward": greedy}}
+    known = {"mean": found["known_accuracy"]}
+    tree = {
+        "sampled": {"graded_reward": graded},
+        "greedy": {"graded_reward": greedy, "known_accuracy": known},
+    }
     tree |= {"kl": {"mean": found["kl"]}, "bpb": {"all": {"mean": found["bpb"]}}}
     (path / "evaluation.json").write_text(json.dumps(tree))
 
@@ -110,8 +115,8 @@ def test_what_is_there_is_not_run_again(
     journey, out = tmp_path / "seed-7", tmp_path / "out"
     evaluation(journey / "evaluate-sft", SFT)
     (journey / "recipe.yaml").write_text("seed: 7")
-    evaluation(out / "seed-7" / "evaluate-PPO-0.1", TIGHT)
-    for name in ("PPO-0.1", "evaluate-PPO-0.1", "PPO-0.05"):
+    evaluation(out / "seed-7" / "evaluate-PPO-10", TIGHT)
+    for name in ("PPO-10", "evaluate-PPO-10", "PPO-17"):
         (out / "seed-7" / f"{name}.seconds").write_text("90.0")
     started = list[list[str]]()
 
@@ -126,14 +131,14 @@ def test_what_is_there_is_not_run_again(
     with pytest.raises(KeyboardInterrupt):
         tax.main()
     assert [command[3:4] + command[-1:] for command in started] == [
-        ["evaluate", str(out / "seed-7" / "evaluate-PPO-0.05")]
+        ["evaluate", str(out / "seed-7" / "evaluate-PPO-17")]
     ]
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--table"])
     tax.main()
     assert len(started) == 1
-    assert "| seed-7 | PPO-0.1 | -0.400 | 0.100 |  | 0.2640 | 1.00 | 1.5 |" in capsys.readouterr().out
-    assert "PPO-0.05" not in (out / "alignment_tax.md").read_text()
-    assert set(json.loads((out / "alignment_tax.json").read_text())["rows"]["seed-7"]) == {"SFT", "PPO-0.1"}
+    assert "| seed-7 | PPO-10 | -0.400 | 0.100 | 0.860 | 0.2640 | 1.00 | 1.5 |" in capsys.readouterr().out
+    assert "PPO-17" not in (out / "alignment_tax.md").read_text()
+    assert set(json.loads((out / "alignment_tax.json").read_text())["rows"]["seed-7"]) == {"SFT", "PPO-10"}
     assert (out / "bpb.svg").read_text().count('class="name"') == 2
 
 
