@@ -124,11 +124,11 @@ def test_what_is_there_is_not_run_again(
         if command[0] != sys.executable:
             return subprocess.CompletedProcess(command, 0, stdout="abc")
         started.append(command)
-        raise KeyboardInterrupt
+        raise InterruptedError
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["alignment_tax.py", str(journey), "--out", str(out)])
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         tax.main()
     assert [command[3:4] + command[-1:] for command in started] == [
         ["evaluate", str(out / "seed-7" / "evaluate-PPO-17")]
