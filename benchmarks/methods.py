@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -70,7 +70,7 @@ def main() -> None:
         if "best-of" in arguments.only:
             best_of(journey, out, rows, arguments.table)
         for name in (name for name in METHODS if name in arguments.only):
-            if row := trained(journey, out, name, arguments.table):
+            if row := trained(journey, out, name, METHODS[name], arguments.table):
                 rows.setdefault(name, []).append(row)
     (arguments.out / "methods.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "frontier.svg").write_text(frontier(rows))
@@ -97,9 +97,11 @@ def best_of(journey: Path, out: Path, rows: dict[str, list[dict[str, float]]], t
             rows.setdefault(f"best of {entry['n']}", []).append(found)
 
 
-def trained(journey: Path, out: Path, name: str, table: bool) -> dict[str, float] | None:
+def trained(
+    journey: Path, out: Path, name: str, method: tuple[str, dict[str, Any]], table: bool
+) -> dict[str, float] | None:
     """A method's row: train, then measure like every model of the journey."""
-    command, changed = METHODS[name]
+    command, changed = method
     given = inputs(journey)
     keys = {
         "rejection": ("policy", "reward", "prompts", "corpus"),
@@ -169,13 +171,17 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.3f}{beside}"
 
 
-def frontier(rows: dict[str, list[dict[str, float]]]) -> str:
-    """The oracle's grade of sampled answers over the square root of the KL to the SFT model: a named dot for
-    each method's mean over seeds, small ones for the seeds."""
+def frontier(
+    rows: Mapping[str, Sequence[Mapping[str, float]]],
+    key: str = "graded",
+    title: str = "graded reward of sampled answers",
+) -> str:
+    """A column (the oracle's grade) over the square root of the KL to the SFT model: a named dot for each
+    method's mean over seeds, small ones for the seeds."""
     from bloomery.report.plots import nice_ticks
 
     points = {
-        name: [(row["kl"] ** 0.5, row["graded"]) for row in found if row.get("kl", -1.0) >= 0]
+        name: [(row["kl"] ** 0.5, row[key]) for row in found if row.get("kl", -1.0) >= 0]
         for name, found in rows.items()
     }
     points = {name: found for name, found in points.items() if found}
@@ -194,7 +200,7 @@ def frontier(rows: dict[str, list[dict[str, float]]]) -> str:
     for tick in across:
         body.append(f'<text x="{place(tick, 0)[0]:.1f}" y="350" text-anchor="middle">{tick:g}</text>')
     body.append('<text x="340" y="378" text-anchor="middle">square root of the KL to SFT (nats)</text>')
-    body.append('<text x="60" y="18">graded reward of sampled answers</text>')
+    body.append(f'<text x="60" y="18">{title}</text>')
     for name, found in points.items():
         body += [
             f'<circle class="seed" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in (place(*p) for p in found)
