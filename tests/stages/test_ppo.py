@@ -705,11 +705,13 @@ def test_policy_and_critic_each_learn_at_their_own_rate(
     assert row["lr"] == 0.001
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
-    place: Path, model_dir: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, model_dir: Path, corpus: Corpus, tmp_path: Path, threads: int
 ) -> None:
     """Broken off in the fourth of five steps, against a run left in peace: policy, critic, both optimizers,
-    prompts, draws, minibatches and pretraining text go on as if nothing had been."""
+    prompts, draws, minibatches and pretraining text go on as if nothing had been; with two threads, on which
+    policy and critic work at once, too."""
     fast = Optimiser(learning_rate=0.01, schedule="cosine", warmup=1)
     text = {"corpus": corpus.path, "ptx_coef": 1.0, "ptx_batch": 2, "ptx_length": 16}
     settings: dict[str, Any] = {
@@ -717,21 +719,13 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
         "target_kl": None,
         "optimiser": fast,
         "critic": fast,
-        "compute": Compute(threads=1, checkpoint_every=2),
+        "compute": Compute(threads=threads, checkpoint_every=2),
         **text,
     }
-    whole = run(place, model_dir, tmp_path / "whole", **settings)
-    tiny.break_off(monkeypatch, ppo, "improve", 4)
-    with pytest.raises(MemoryError):
-        run(place, model_dir, tmp_path / "broken", **settings)
-    gone_on = run(place, model_dir, tmp_path / "broken", **settings)
-    state = json.loads((tmp_path / "broken" / "trainer_state.json").read_text())
-    assert state["resumed_at"] == [2]
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
-    assert weights[0] == weights[1]
-    for one, other in zip(whole, gone_on, strict=True):
-        assert one.keys() == other.keys()
-        assert all(one[name] == other[name] for name in one if not name.startswith(tiny.CLOCKS))
+    before = torch.get_num_threads()
+    make = partial(run, place, model_dir, **settings)
+    tiny.goes_on_to_the_same_bytes(make, tmp_path, ppo, "improve", 4, resumed=2)
+    torch.set_num_threads(before)
 
 
 def test_ptx_needs_a_corpus_and_a_coefficient(
