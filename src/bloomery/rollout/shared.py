@@ -12,6 +12,7 @@ from torch import Tensor
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
 from bloomery.models.slates import Batch, Example, Row, in_batches, lay_out, read_answers, rows_of
+from bloomery.rollout.batch import positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,10 @@ class Piece:
 
 
 def shared_pieces(
-    tokens: Tensor, mask: Tensor, prompts: Sequence[int], *, context: int, batch_tokens: int = 2048
+    tokens: Tensor, mask: Tensor, prompts: Sequence[int], *, context: int, batch_tokens: int | None = None
 ) -> Iterator[Piece]:
-    """Rows `[B, T]` in pieces of at most `batch_tokens` positions, in which a prompt stands once.
+    """Rows `[B, T]` in pieces of at most `batch_tokens` positions (as suits the device, if not given), in
+    which a prompt stands once.
 
     Args:
         tokens: prompt + answer, right padded.
@@ -57,7 +59,7 @@ def shared_pieces(
         limit = min(counts.index(True) if any(counts) else 0 for _, counts in (examples[r] for r in several))
         rows += rows_of([examples[r][0] for r in several], start, limit, context)
     rows.sort(key=lambda row: row.length)
-    for part in in_batches(rows, batch_tokens):
+    for part in in_batches(rows, batch_tokens or 2 * positions(tokens.device)):
         batch = lay_out(part, 0, tokens.device)
         chosen = [order[place] for place in batch.places]
         where = torch.tensor(chosen, device=tokens.device)
