@@ -264,14 +264,21 @@ def test_conversations_of_two_files_that_share_their_names_are_all_trained_on(
     assert [entry["conversations"] for entry in data] == [2, 2]
 
 
-def test_a_run_that_broke_off_goes_on_to_the_same_bytes(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
+    chat: Chat, model_dir: Path, tmp_path: Path, threads: int
+) -> None:
+    """With two threads demonstrations and text are read at the same time, into the same gradients."""
     file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
-    often = tiny.TRAINING.model_copy(update={"checkpoint_every": 2})
+    often = tiny.TRAINING.model_copy(update={"checkpoint_every": 2, "threads": threads})
+    text = {"corpus": tiny.corpus(chat.tokenizer, tmp_path / "corpus").path, "replay": {"length": 20}}
 
     def again(out: Path) -> None:
-        train(model_dir, [file], out, batch=2, epochs=2, compute=often)
+        train(model_dir, [file], out, batch=2, epochs=2, compute=often, **text)
 
+    before = torch.get_num_threads()
     tiny.goes_on_to_the_same_bytes(again, tmp_path, sft.update, "apply", 4, resumed=2)
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 9])

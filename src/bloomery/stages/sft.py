@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from bloomery.text.chat import Chat, Rendered, require_trained
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
+from bloomery.train.together import together
 from bloomery.types import Conversation
 
 
@@ -84,11 +86,15 @@ def run(recipe: Sft, out: Path) -> None:
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
             names, parts = batches(step)
-            metrics = backward(model, [part.to(device) for part in parts], autocast)
-            objective = metrics["loss"]
+            imitate = partial(backward, model, [part.to(device) for part in parts], autocast)
+            replay: Callable[[], dict[str, float]] = dict
             if corpus is not None:
-                metrics |= recipe.replay.backward(model, corpus, recipe.seed, step, autocast)
-                objective += recipe.replay.coef * metrics["loss/replay"]
+                replay = partial(recipe.replay.backward, model, corpus, recipe.seed, step, autocast)
+            # Two gradients add up to the same bits in either order; those of several parts do not.
+            beside = corpus is not None and len(parts) == 1
+            metrics, replayed = together(imitate, replay, device) if beside else (imitate(), replay())
+            metrics |= replayed
+            objective = metrics["loss"] + recipe.replay.coef * replayed.get("loss/replay", 0.0)
             metrics["grad_norm"] = update.apply(
                 optimizer,
                 model.parameters(),

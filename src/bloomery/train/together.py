@@ -14,7 +14,8 @@ B = TypeVar("B")
 
 
 def together(one: Callable[[], A], other: Callable[[], B], device: torch.device) -> tuple[A, B]:
-    """What two pieces of work give that share nothing they write to, a policy's and its critic's passes.
+    """What two pieces of work give that share nothing they write to, a policy's and its critic's passes; or
+    only gradients, which autograd adds up one at a time.
 
     On a CPU both run at once, each on half of the threads: the many small operations of a small model
     leave a second core idle most of the time, two models do not. On a GPU, or with one thread, one after the
