@@ -135,8 +135,8 @@ TRAINING = (
     Mutation(
         "sft-replays-the-same-text",
         "stages/sft.py",
-        "recipe.replay.backward(model, corpus, recipe.seed, step, autocast)",
-        "recipe.replay.backward(model, corpus, recipe.seed, 0, autocast)",
+        "recipe.replay.backward, model, corpus, recipe.seed, step, autocast)",
+        "recipe.replay.backward, model, corpus, recipe.seed, 0, autocast)",
         _stage("sft", "every_step_replays_other_text"),
     ),
     Mutation(
