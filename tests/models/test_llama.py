@@ -76,8 +76,8 @@ def test_both_ways_of_attending_are_equal() -> None:
     bias = torch.zeros(20, 20).masked_fill(torch.ones(20, 20).triu(1) > 0, float("-inf"))
     products, fused = attend(q, k, v, bias), attend(q, k, v, None)
     torch.testing.assert_close(products, fused, atol=1e-6, rtol=0)
-    padded = [torch.cat((x, torch.zeros(2, 2, 280, 8)), dim=2) for x in (k, v)]  # 300 keys: the fused kernel
-    wide = torch.cat((bias, torch.full((20, 280), float("-inf"))), dim=1)
+    padded = [torch.cat((x, torch.zeros(2, 2, 580, 8)), dim=2) for x in (k, v)]  # 600 keys: the fused kernel
+    wide = torch.cat((bias, torch.full((20, 580), float("-inf"))), dim=1)
     torch.testing.assert_close(attend(q, *padded, wide), fused, atol=1e-6, rtol=0)
 
 
