@@ -100,7 +100,7 @@ def learned(kind: str, model: Llama, batch: TokenBatch) -> dict[str, Tensor]:
     first.backward()  # type: ignore[no-untyped-call]
     gradients = flat(p.grad for p in model.parameters() if p.grad is not None)
     optimizer = optim.adamw(model, lr=RATE)
-    update.apply(optimizer, model.parameters(), 1.0, guard=update.Guard(), loss=first)
+    update.apply(optimizer, 1.0, guard=update.Guard(), loss=first)
     step = flat(model.parameters()) - before
     found = {"logits": logits, "loss": first, "gradients": gradients, "update": step, "loss after": loss()}
     return {name: tensor.detach().double().cpu() for name, tensor in found.items()}

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama
 from bloomery.models.slates import (
     SPARE,
@@ -27,16 +26,6 @@ ANSWERS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model() -> Llama:
-    made = Llama(LlamaConfig.shape(width=32, depth=2, heads=4, kv_heads=2, vocab=50, context=40))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return made
-
-
 def slates() -> list[list[Example]]:
     made: list[list[Example]] = [
         [([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)) for answer in answers]
@@ -54,36 +43,36 @@ def alone(model: Llama, example: Example) -> Tensor:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 8192])
-def test_shared_prompts_change_no_logprob(model: Llama, batch_tokens: int) -> None:
+def test_shared_prompts_change_no_logprob(loud_llama: Llama, batch_tokens: int) -> None:
     with torch.no_grad():
-        got, counts = answer_logprobs(model, slates(), 0, batch_tokens)
-        want = [float(alone(model, example)) for slate in slates() for example in slate]
+        got, counts = answer_logprobs(loud_llama, slates(), 0, batch_tokens)
+        want = [float(alone(loud_llama, example)) for slate in slates() for example in slate]
     assert got.tolist() == pytest.approx(want, abs=1e-4)
     assert counts.tolist() == [2, 1, 3, 1, 2, 3, 20, 24, 1]
 
 
-def test_shared_prompts_change_no_gradient(model: Llama) -> None:
+def test_shared_prompts_change_no_gradient(loud_llama: Llama) -> None:
     def gradient(logprobs: Tensor) -> Tensor:
         weights = torch.arange(1.0, len(logprobs) + 1)
-        grads = torch.autograd.grad((logprobs * weights).sum(), list(model.parameters()))
+        grads = torch.autograd.grad((logprobs * weights).sum(), list(loud_llama.parameters()))
         return torch.cat([g.flatten() for g in grads])
 
-    apart = torch.stack([alone(model, example) for slate in slates() for example in slate])
-    together = answer_logprobs(model, slates(), 0)[0]
+    apart = torch.stack([alone(loud_llama, example) for slate in slates() for example in slate])
+    together = answer_logprobs(loud_llama, slates(), 0)[0]
     torch.testing.assert_close(gradient(together), gradient(apart), atol=1e-3, rtol=1e-3)
 
 
-def test_the_pad_id_makes_no_difference(model: Llama) -> None:
+def test_the_pad_id_makes_no_difference(loud_llama: Llama) -> None:
     with torch.no_grad():
-        first, other = (answer_logprobs(model, slates(), pad)[0] for pad in (0, 49))
+        first, other = (answer_logprobs(loud_llama, slates(), pad)[0] for pad in (0, 49))
     torch.testing.assert_close(first, other)
 
 
-def test_a_prompt_is_read_once_however_many_answers_it_has(model: Llama) -> None:
+def test_a_prompt_is_read_once_however_many_answers_it_has(loud_llama: Llama) -> None:
     read = list[int]()
-    handle = model.register_forward_pre_hook(lambda module, args: read.append(int((args[0] != 0).sum())))
+    handle = loud_llama.register_forward_pre_hook(lambda module, args: read.append(int((args[0] != 0).sum())))
     with torch.no_grad():
-        answer_logprobs(model, slates()[:2], 0)
+        answer_logprobs(loud_llama, slates()[:2], 0)
     handle.remove()
     assert sum(read) == 3 + 7 + 5 + 3
 

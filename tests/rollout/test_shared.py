@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama
 from bloomery.objectives.token import counted_logprobs
 from bloomery.rollout.shared import shared_pieces
@@ -19,18 +18,10 @@ EXAMPLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model() -> Llama:
-    made = Llama(LlamaConfig.shape(width=32, depth=2, heads=4, kv_heads=2, vocab=50, context=40))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return made
-
-
 @pytest.mark.parametrize("batch_tokens", [1, 30, 8192])
-def test_rows_read_behind_shared_prompts_are_what_they_are_alone(model: Llama, batch_tokens: int) -> None:
+def test_rows_read_behind_shared_prompts_are_what_they_are_alone(
+    loud_llama: Llama, batch_tokens: int
+) -> None:
     """Log-probs, entropies and gradients, each token's where it stood; rows of one prompt need not be
     neighbours, one may count nothing, and another may count its first token but one."""
     order = [3, 0, 8, 5, 1, 7, 2, 4, 6]
@@ -41,23 +32,25 @@ def test_rows_read_behind_shared_prompts_are_what_they_are_alone(model: Llama, b
         tokens[row, : len(ids)], mask[row, first : len(ids)] = torch.tensor(ids), True
     mask[0, 4] = False
     numbers = [*(EXAMPLES[chosen][2] for chosen in order), 99]
-    want = counted_logprobs(model(tokens), model.logits, tokens, mask, 0.7)
+    want = counted_logprobs(loud_llama(tokens), loud_llama.logits, tokens, mask, 0.7)
     got = [torch.zeros(10, width), torch.zeros(10, width)]
     seen: list[int] = []
     for piece in shared_pieces(tokens, mask, numbers, context=40, batch_tokens=batch_tokens):
         seen += piece.rows.tolist()
-        for whole, part in zip(got, piece.read(model, 0.7), strict=True):
+        for whole, part in zip(got, piece.read(loud_llama, 0.7), strict=True):
             whole[piece.rows] = part
     assert sorted(seen) == list(range(10))
     torch.testing.assert_close(got[0], want[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-4)
     weights = torch.arange(1.0, mask.numel() + 1).view_as(mask)
-    slopes = [torch.autograd.grad((x * weights).sum(), list(model.parameters())) for x in (got[0], want[0])]
+    slopes = [
+        torch.autograd.grad((x * weights).sum(), list(loud_llama.parameters())) for x in (got[0], want[0])
+    ]
     for mine, plain in zip(*slopes, strict=True):
         torch.testing.assert_close(mine, plain, atol=2e-2, rtol=1e-4)
 
 
-def test_a_prompt_is_forwarded_once_for_all_its_answers(model: Llama) -> None:
+def test_a_prompt_is_forwarded_once_for_all_its_answers(loud_llama: Llama) -> None:
     tokens = torch.tensor([[7, 8, 9, 1], [7, 8, 9, 2], [5, 6, 3, 4]])
     mask = torch.tensor([[False, False, False, True]] * 2 + [[False, False, True, True]])
     (piece,) = shared_pieces(tokens, mask, [0, 0, 1], context=40)

@@ -232,7 +232,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(
     ("run", "updates", "modules"),
-    [(run_sft, 5, {"model"}), (run_reward, 5, {"model"}), (run_ppo, 20, {"actor", "critic"})],
+    [(run_sft, 5, {"model"}), (run_reward, 5, {"model"}), (run_ppo, 10, {"actor", "critic"})],
     ids=["sft", "reward", "ppo"],
 )
 def test_a_broken_run_goes_on_to_the_same_bytes(
@@ -246,9 +246,9 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     want = run(place, model_dir, whole, every=2)
-    real, count = update.apply, 0
+    real, count = update.apply_all, 0
 
-    def apply(*args: Any, **rest: Any) -> float:
+    def apply_all(*args: Any, **rest: Any) -> list[float]:
         nonlocal count
         count += 1
         if count == updates:
@@ -256,7 +256,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
         return real(*args, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(update, "apply", apply)
+        patch.setattr(update, "apply_all", apply_all)
         with pytest.raises(Stop):
             run(place, model_dir, broken, every=2)
     (newest, *_) = sorted(broken.glob("checkpoint-*"))

@@ -363,12 +363,13 @@ def test_every_token_of_an_answer_is_trained_its_end_included(scene: Scene, row:
 def applied(monkeypatch: pytest.MonkeyPatch, then: Callable[[torch.optim.Optimizer], None]) -> None:
     """Call `then` in the place of every optimizer step."""
 
-    def spy(optimizer: torch.optim.Optimizer, *args: object, **kwargs: object) -> float:
-        then(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        return 1.0
+    def spy(optimizers: Sequence[tuple[torch.optim.Optimizer, float]], **kwargs: object) -> list[float]:
+        for optimizer, _ in optimizers:
+            then(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        return [1.0] * len(optimizers)
 
-    monkeypatch.setattr(ppo.update, "apply", spy)
+    monkeypatch.setattr(ppo.update, "apply_all", spy)
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -442,18 +443,18 @@ def test_target_kl_ends_the_passes_before_another_step(scene: Scene, monkeypatch
         epochs=3, minibatches=2, target_kl=1e-7, clip=50.0, optimiser=Optimiser(learning_rate=0.01)
     )
     experience, _ = scene.look_back(settings)
-    real, states = ppo.update.apply, list[tuple[Tensor, Tensor]]()
+    real, states = ppo.update.apply_all, list[tuple[Tensor, Tensor]]()
 
-    def spy(*args: Any, **kwargs: Any) -> float:
-        norm = real(*args, **kwargs)
+    def spy(*args: Any, **kwargs: Any) -> list[float]:
+        norms = real(*args, **kwargs)
         states.append((tiny.weights(scene.actor), tiny.weights(scene.critic)))
-        return norm
+        return norms
 
-    monkeypatch.setattr(ppo.update, "apply", spy)
+    monkeypatch.setattr(ppo.update, "apply_all", spy)
     start = tiny.weights(scene.actor)
     metrics = ppo.improve(settings, 0, experience, scene.learner(settings), None)
     assert metrics["policy/stopped_early"] == 1.0
-    assert len(states) == 2  # one step of the actor and one of the critic, then no more
+    assert len(states) == 1  # one step of actor and critic, then no more
     assert not torch.equal(states[-1][0], start)
     assert torch.equal(states[-1][0], tiny.weights(scene.actor))
     assert torch.equal(states[-1][1], tiny.weights(scene.critic))
@@ -463,7 +464,7 @@ def test_target_kl_ends_the_passes_before_another_step(scene: Scene, monkeypatch
     states.clear()
     far = settings.model_copy(update={"target_kl": 1e9})
     assert ppo.improve(far, 0, experience, scene.learner(far), None)["policy/stopped_early"] == 0.0
-    assert len(states) == 12
+    assert len(states) == 6
 
 
 # ------------------------------------------------------------------------------ what makes no difference
@@ -722,10 +723,8 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
         "compute": Compute(threads=threads, checkpoint_every=2),
         **text,
     }
-    before = torch.get_num_threads()
     make = partial(run, place, model_dir, **settings)
     tiny.goes_on_to_the_same_bytes(make, tmp_path, ppo, "improve", 4, resumed=2)
-    torch.set_num_threads(before)
 
 
 def test_ptx_needs_a_corpus_and_a_coefficient(

@@ -233,9 +233,7 @@ def test_the_first_step_by_hand(
 
     found: dict[str, Tensor] = {}
 
-    def stop(
-        optimizer: object, parameters: object, max_norm: object, *, loss: Tensor, **rest: object
-    ) -> float:
+    def stop(optimizer: object, max_norm: object, *, loss: Tensor, **rest: object) -> float:
         found.update(objective=loss.detach(), gradient=tiny.held_gradient(models[-1]))
         raise KeyboardInterrupt
 

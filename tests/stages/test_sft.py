@@ -276,9 +276,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
     def again(out: Path) -> None:
         train(model_dir, [file], out, batch=2, epochs=2, compute=often, **text)
 
-    before = torch.get_num_threads()
     tiny.goes_on_to_the_same_bytes(again, tmp_path, sft.update, "apply", 4, resumed=2)
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 9])

@@ -53,7 +53,7 @@ def train(out: Path, every: int = 4, pause: float = 0.0) -> None:
             set_lr(optimizer, learning_rate(step, total=recipe.steps, peak=0.01, warmup=2))
             loss = (model(x) - x).square().mean()
             loss.backward()
-            norm = apply(optimizer, model.parameters(), 1.0, guard=run.guard, loss=loss)
+            norm = apply(optimizer, 1.0, guard=run.guard, loss=loss)
             run.log(step, {"loss": loss, "grad_norm": norm})
             time.sleep(pause)
         save_file(model.state_dict(), out / "model.safetensors")

@@ -41,7 +41,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
     for step in steps:
         tokens = torch.randint(7, (3, 5), generator=torch.Generator().manual_seed(step))
         model(tokens).square().mean().backward()
-        apply(optimizer, model.parameters(), 1.0, guard=Guard())
+        apply(optimizer, 1.0, guard=Guard())
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

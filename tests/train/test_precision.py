@@ -16,14 +16,6 @@ from bloomery.models import LlamaConfig, build, init
 from bloomery.train import precision
 
 
-@pytest.fixture(autouse=True)
-def _put_back():
-    threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(products)
-
-
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_activations_follow_the_precision_and_weights_stay_fp32(name, dtype: torch.dtype) -> None:
     autocast = precision.setup(name)

@@ -58,7 +58,7 @@ def toy(
             loss = (model(x) - x).square().mean()
             loss.backward()
             hook(step)
-            norm = apply(optimizer, model.parameters(), 1.0, guard=run.guard, loss=loss, batch=step)
+            norm = apply(optimizer, 1.0, guard=run.guard, loss=loss, batch=step)
             run.state["sum"] = run.state.get("sum", 0.0) + loss.item()
             run.log(step, {"loss": loss, "grad_norm": norm, "sum": run.state["sum"]})
         run.log(recipe.steps, {"eval": 2.0})
@@ -455,7 +455,7 @@ def test_skipped_updates_are_counted_across_a_resume(tmp_path: Path) -> None:
                     raise Crash
                 model(torch.ones(1, 2)).sum().backward()
                 loss = float("nan") if step in (1, 5, 6) else 0.0
-                apply(optimizer, model.parameters(), 1.0, guard=run.guard, loss=loss)
+                apply(optimizer, 1.0, guard=run.guard, loss=loss)
             run.finish()
         return run
 
@@ -473,7 +473,7 @@ def test_a_run_that_is_not_finite_for_long_ends_naming_the_batch(tmp_path: Path)
                 model(torch.ones(1, 2)).sum().backward()
                 if step >= 3:
                     model.bias.grad[0] = float("inf")
-                apply(optimizer, model.parameters(), 1.0, guard=run.guard, batch=step)
+                apply(optimizer, 1.0, guard=run.guard, batch=step)
 
     with pytest.raises(BloomeryError, match="batch 7: 5 updates in a row"):
         run(tmp_path / "out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,11 +13,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
+def threads(request: pytest.FixtureRequest) -> int:
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    return int(request.param)
 
 
 def test_both_results_from_threads_of_their_own(threads: int) -> None:
@@ -35,11 +32,9 @@ def test_both_results_from_threads_of_their_own(threads: int) -> None:
 
 
 def test_they_run_at_the_same_time() -> None:
-    before = torch.get_num_threads()
     torch.set_num_threads(2)
     meet = threading.Barrier(2)
     assert sorted(together(lambda: meet.wait(20), lambda: meet.wait(20), CPU)) == [0, 1]
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("grad", [True, False])

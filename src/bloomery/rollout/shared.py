@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -51,13 +51,12 @@ def shared_pieces(
     for ids, counts in zip(tokens.tolist(), mask.tolist(), strict=True):
         end = len(counts) - counts[::-1].index(True) if any(counts) else 1
         examples.append((ids[:end], counts[:end]))
-    same: dict[int, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        same.setdefault(prompt, []).append(row)
-    order, rows = [row for several in same.values() for row in several], list[Row]()
-    for start, several in zip(accumulate(map(len, same.values()), initial=0), same.values(), strict=False):
-        limit = min(counts.index(True) if any(counts) else 0 for _, counts in (examples[r] for r in several))
-        rows += rows_of([examples[r][0] for r in several], start, limit, context)
+    order, rows, start = sorted(range(len(prompts)), key=prompts.__getitem__), list[Row](), 0
+    for _, same in groupby(order, key=prompts.__getitem__):
+        several = [examples[row] for row in same]
+        limit = min(counts.index(True) if any(counts) else 0 for _, counts in several)
+        rows += rows_of([ids for ids, _ in several], start, limit, context)
+        start += len(several)
     rows.sort(key=lambda row: row.length)
     for part in in_batches(rows, batch_tokens or 2 * positions(tokens.device)):
         batch = lay_out(part, 0, tokens.device)

@@ -175,7 +175,6 @@ def improve(recipe: Grpo, step: int, experience: Experience, learner: Learner) -
             return average(seen) | {"policy/stopped_early": 1.0}
         metrics["grad_norm"] = update.apply(
             learner.optimizer,
-            (),
             recipe.optimiser.max_norm,
             guard=learner.guard,
             loss=metrics["loss"],

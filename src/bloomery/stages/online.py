@@ -263,8 +263,8 @@ def checked(
 
 def minibatches(recipe: Online, step: int, num: int) -> Iterator[tuple[int, Tensor]]:
     """A step's passes over `num` rows, each in an order of its own, cut into optimizer steps: the number of
-    the optimizer step in the run, and its rows."""
-    for epoch in range(recipe.epochs):
+    the optimizer step in the run, and its rows. Without rows there is no step."""
+    for epoch in range(recipe.epochs if num else 0):
         order = torch.from_numpy(stream(recipe.seed, "minibatches", step, epoch).permutation(num))
         for part, rows in enumerate(order.chunk(recipe.minibatches)):
             yield (step * recipe.epochs + epoch) * recipe.minibatches + part, rows

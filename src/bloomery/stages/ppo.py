@@ -93,8 +93,7 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """What learns, each with its optimizer: the policy and its critic; the frozen reference; how forwards are
-    run."""
+    """What learns, each with its optimizer; the frozen reference; and how forwards are run."""
 
     actor: Llama
     critic: ScalarModel
@@ -224,6 +223,7 @@ def improve(
         )
         if seen and recipe.target_kl is not None and metrics["policy/approxkl_avg"] > recipe.target_kl:
             return average(seen) | {"policy/stopped_early": 1.0}
+        metrics |= judged
         if corpus is not None:
             with learner.context():
                 ptx = text_loss(
@@ -240,14 +240,14 @@ def improve(
                 metrics["grad_norm/ppo"] = update.norm_of(actor_loss, learner.actor)
             actor_loss = actor_loss + recipe.ptx_coef * ptx
         together(actor_loss.backward, critic_loss.backward, experience.batch.tokens.device)
-        metrics |= judged
-        total = actor_loss.item() + critic_loss.item()
-        what = f"step {step}, minibatch {number}"
-        metrics["grad_norm"] = update.apply(
-            learner.optimizer, (), recipe.optimiser.max_norm, guard=learner.guard, loss=total, batch=what
-        )
-        metrics["grad_norm/critic"] = update.apply(
-            learner.critic_optimizer, (), recipe.critic.max_norm, guard=learner.guard, loss=total, batch=what
+        metrics["grad_norm"], metrics["grad_norm/critic"] = update.apply_all(
+            [
+                (learner.optimizer, recipe.optimiser.max_norm),
+                (learner.critic_optimizer, recipe.critic.max_norm),
+            ],
+            guard=learner.guard,
+            loss=actor_loss.item() + critic_loss.item(),
+            batch=f"step {step}, minibatch {number}",
         )
         seen.append(metrics)
     return average(seen) | {"policy/stopped_early": 0.0}

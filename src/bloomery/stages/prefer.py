@@ -123,7 +123,6 @@ def run(recipe: Prefer, out: Path) -> None:
             objective.backward()
             metrics["grad_norm"] = update.apply(
                 optimizer,
-                model.parameters(),
                 recipe.optimiser.max_norm,
                 guard=run.guard,
                 loss=objective,

@@ -144,7 +144,6 @@ def improve(recipe: PreferOnline, step: int, slates: Sequence[Slate], learner: L
         objective.backward()
         metrics["grad_norm"] = update.apply(
             learner.optimizer,
-            (),
             recipe.optimiser.max_norm,
             guard=learner.guard,
             loss=objective,

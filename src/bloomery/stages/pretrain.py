@@ -95,7 +95,6 @@ def run(recipe: Pretrain, out: Path) -> None:
                 loss += piece.item()
             norm = update.apply(
                 optimizer,
-                model.parameters(),
                 recipe.optimiser.max_norm,
                 guard=run.guard,
                 loss=loss,

@@ -180,12 +180,11 @@ def improve(recipe: Rejection, step: int, shown: Sequence[Example], learner: Lea
     """The step's passes over what is learned: one optimizer step a minibatch. Returns mean metrics."""
     seen: list[dict[str, float]] = []
     total = recipe.steps * recipe.epochs * recipe.minibatches
-    for number, rows in minibatches(recipe, step, len(shown)) if shown else ():
+    for number, rows in minibatches(recipe, step, len(shown)):
         lr = recipe.optimiser.schedule_step(learner.optimizer, number, total)
         metrics, objective = imitate(recipe, number, [shown[i] for i in rows], learner)
         metrics["grad_norm"] = update.apply(
             learner.optimizer,
-            (),
             recipe.optimiser.max_norm,
             guard=learner.guard,
             loss=objective,

@@ -151,7 +151,6 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             objective.backward()
             metrics["grad_norm"] = update.apply(
                 optimizer,
-                model.parameters(),
                 recipe.optimiser.max_norm,
                 guard=run.guard,
                 loss=objective,

@@ -97,7 +97,6 @@ def run(recipe: Sft, out: Path) -> None:
             objective = metrics["loss"] + recipe.replay.coef * replayed.get("loss/replay", 0.0)
             metrics["grad_norm"] = update.apply(
                 optimizer,
-                model.parameters(),
                 recipe.optimiser.max_norm,
                 guard=run.guard,
                 loss=objective,

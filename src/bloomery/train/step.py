@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,51 +23,61 @@ class Guard:
 
 
 def apply(
-    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
     max_norm: float | None,
     *,
     guard: Guard,
     loss: Tensor | float | None = None,
     batch: object = None,
 ) -> float:
+    """`apply_all` for one optimizer: the norm of its gradients before scaling."""
+    return apply_all([(optimizer, max_norm)], guard=guard, loss=loss, batch=batch)[0]
+
+
+def apply_all(
+    optimizers: Sequence[tuple[torch.optim.Optimizer, float | None]],
+    *,
+    guard: Guard,
+    loss: Tensor | float | None = None,
+    batch: object = None,
+) -> list[float]:
     """Update the weights from the gradients already computed, then clear the gradients.
 
-    The gradients of `parameters`, and of whatever else the optimizers hold, are scaled together to a
-    global norm of at most `max_norm` (None: not scaled). Returns the norm before scaling. When the loss or
-    the norm is not finite, no optimizer steps: weights and optimizer state keep every bit, `guard` counts
-    it, and the norm returned is the non-finite one. After `guard.patience` such steps in a row raises
-    `BloomeryError` naming `batch` (whatever identifies the data to the caller: ids, a step).
+    Each optimizer's gradients are scaled to a global norm of at most the number beside it (None: not
+    scaled). Returns the norms before scaling. When the loss or one of the norms is not finite, no optimizer
+    steps: weights and optimizer state keep every bit, and `guard` counts it. After `guard.patience` such
+    updates in a row raises `BloomeryError` naming `batch` (whatever identifies the data to the caller: ids, a
+    step).
     """
-    several = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
-    held = (p for optimizer in several for group in optimizer.param_groups for p in group["params"])
-    every = {id(p): p for p in (*parameters, *held)}
-    grads = [p.grad for p in every.values() if p.grad is not None]
-    if not grads:
-        raise BloomeryError("no parameter has a gradient", do="call backward() on the loss before apply()")
-    total = torch.nn.utils.get_total_norm(grads)
-    norm = float(total)
-    value = float(loss.detach()) if isinstance(loss, Tensor) else loss or 0.0
-    fine = math.isfinite(norm) and math.isfinite(value)
-    if fine:
-        if max_norm is not None and norm > max_norm:
-            torch._foreach_mul_(grads, max_norm / norm)
-        for optimizer in several:
-            optimizer.step()
-        guard.in_a_row = 0
-    for optimizer in several:
-        optimizer.zero_grad(set_to_none=True)
-    if not fine:
-        guard.skipped += 1
-        guard.in_a_row += 1
-        if guard.in_a_row >= guard.patience:
+    norms = list[float]()
+    for optimizer, max_norm in optimizers:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not grads:
             raise BloomeryError(
-                f"{guard.in_a_row} updates in a row were not finite; the weights are untouched",
-                got=f"loss {value if loss is not None else 'not given'}, gradient norm {norm}",
-                where=None if batch is None else f"batch {batch}",
-                do="lower the learning rate, or look at the data of the batch named",
+                "no parameter has a gradient", do="call backward() on the loss before the update"
             )
-    return norm
+        norms.append(float(torch.nn.utils.get_total_norm(grads)))
+        if max_norm is not None and max_norm < norms[-1] < math.inf:
+            torch._foreach_mul_(grads, max_norm / norms[-1])
+    value = float(loss.detach()) if isinstance(loss, Tensor) else loss or 0.0
+    fine = all(math.isfinite(number) for number in (*norms, value))
+    for optimizer, _ in optimizers:
+        if fine:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if fine:
+        guard.in_a_row = 0
+        return norms
+    guard.skipped += 1
+    guard.in_a_row += 1
+    if guard.in_a_row >= guard.patience:
+        raise BloomeryError(
+            f"{guard.in_a_row} updates in a row were not finite; the weights are untouched",
+            got=f"loss {'not given' if loss is None else value}, gradient norm {', '.join(map(str, norms))}",
+            where=None if batch is None else f"batch {batch}",
+            do="lower the learning rate, or look at the data of the batch named",
+        )
+    return norms
 
 
 def norm_of(loss: Tensor, model: nn.Module) -> float:
