@@ -73,7 +73,7 @@ class Scene:
     def learner(self, settings: Grpo) -> Learner:
         context = precision.setup(settings.compute.precision, 1)
         reference = self.reference if settings.kl_coef > 0 else None
-        return Learner(self.actor, reference, settings.optimiser.adamw(self.actor), Guard(), context)
+        return Learner(self.actor, reference, settings.optimiser.over(self.actor), Guard(), context)
 
     def checked(self, settings: Grpo, batch: RolloutBatch) -> tuple[RolloutBatch, dict[str, float]]:
         context = self.learner(settings).context

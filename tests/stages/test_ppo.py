@@ -65,7 +65,7 @@ class Scene:
         return ppo.look_back(settings, batch, scores, scores, self.learner(settings), settings.kl_coef)
 
     def learner(self, settings: Ppo) -> Learner:
-        optimizers = settings.optimiser.adamw(self.actor), settings.critic.adamw(self.critic)
+        optimizers = settings.optimiser.over(self.actor), settings.critic.over(self.critic)
         context = precision.setup(settings.compute.precision, 1)
         return Learner(self.actor, self.critic, self.reference, *optimizers, Guard(), context)
 

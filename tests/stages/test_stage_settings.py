@@ -4,16 +4,24 @@ against sha256 as another program computes it."""
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from bloomery.stages.common import Optimiser, is_held_out
+from bloomery.train.optim import Muon
 
 
 def test_every_setting_of_the_optimizer_has_its_place() -> None:
     told = Optimiser(learning_rate=0.5, beta1=0.7, beta2=0.8, weight_decay=0.25)
-    matrices, vectors = told.adamw(nn.Linear(2, 2)).param_groups
+    matrices, vectors = told.over(nn.Linear(2, 2)).param_groups
     assert (matrices["lr"], matrices["betas"], matrices["weight_decay"]) == (0.5, (0.7, 0.8), 0.25)
     assert (vectors["lr"], vectors["betas"], vectors["weight_decay"]) == (0.5, (0.7, 0.8), 0.0)
+
+
+def test_the_kind_of_optimizer() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2)])})
+    kinds = {kind: type(Optimiser(kind=kind).over(model)) for kind in ("adamw", "muon")}
+    assert kinds == {"adamw": torch.optim.AdamW, "muon": Muon}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +37,7 @@ def test_every_setting_of_the_optimizer_has_its_place() -> None:
 )
 def test_the_rate_of_every_step(settings: dict[str, float], rates: list[float]) -> None:
     told = Optimiser(learning_rate=8.0, **settings)
-    optimizer = told.adamw(nn.Linear(2, 2))
+    optimizer = told.over(nn.Linear(2, 2))
     for step, rate in enumerate(rates):
         assert told.schedule_step(optimizer, step, len(rates)) == pytest.approx(rate)
         assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 2

@@ -30,8 +30,10 @@ Context = Callable[[], AbstractContextManager[object]]
 
 
 class Optimiser(Section):
-    """AdamW and its learning rate over time."""
+    """What updates the weights, and its learning rate over time."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon`: the matrices inside the layers follow their orthogonalised momentum; the others AdamW."""
     learning_rate: float = Field(1e-3, gt=0)
     """The highest learning rate of the run."""
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
@@ -46,9 +48,10 @@ class Optimiser(Section):
     max_norm: float = Field(1.0, gt=0)
     """Gradients with a larger global norm are scaled down to it."""
 
-    def adamw(self, model: nn.Module) -> torch.optim.AdamW:
+    def over(self, model: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the model's trainable parameters."""
-        return optim.adamw(
+        make = optim.muon if self.kind == "muon" else optim.adamw
+        return make(
             model, lr=self.learning_rate, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
         )
 

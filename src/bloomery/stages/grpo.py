@@ -99,7 +99,7 @@ def run(recipe: Grpo, out: Path) -> None:
         reference = frozen(recipe.reference or recipe.policy, recipe, actor) if recipe.kl_coef > 0 else None
         for line in without_effect(recipe):
             run.line(line)
-        optimizer = recipe.optimiser.adamw(actor)
+        optimizer = recipe.optimiser.over(actor)
         run.track(actor=learning, optimizer=optimizer)
         run.state.setdefault("kl_coef", recipe.kl_coef)
         learner = Learner(actor, reference, optimizer, run.guard, context)

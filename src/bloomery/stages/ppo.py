@@ -114,7 +114,7 @@ def run(recipe: Ppo, out: Path) -> None:
         reference = frozen(recipe.reference, recipe, actor)
         critic = hub.load(recipe.reward, "scalar").to(device)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
-        optimizer, critic_optimizer = recipe.optimiser.adamw(actor), recipe.critic.adamw(critic)
+        optimizer, critic_optimizer = recipe.optimiser.over(actor), recipe.critic.over(critic)
         best = Best(recipe.stop_rule, learning) if recipe.stop_rule else None
         mean = optim.averaged(learning, recipe.ema) if recipe.ema is not None else None
         kept: dict[str, nn.Module] = {"best": best.kept} if best else {}

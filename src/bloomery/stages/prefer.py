@@ -109,7 +109,7 @@ def run(recipe: Prefer, out: Path) -> None:
             slates = with_strays([*training, *held_out], limit)  # read without gradient: nothing leaks
             training, held_out = slates[: len(training)], slates[len(training) :]
         learning = tune(model, base=recipe.model, lora=recipe.lora, train=recipe.train, seed=recipe.seed)
-        optimizer = recipe.optimiser.adamw(model)
+        optimizer = recipe.optimiser.over(model)
         run.track(model=learning, optimizer=optimizer)
         reference = read_reference(recipe, loss, model, (*training, *held_out), run, chat.tokenizer.pad_id)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))

@@ -78,7 +78,7 @@ def run(recipe: PreferOnline, out: Path) -> None:
             reference = frozen(recipe.reference or recipe.policy, recipe, actor)
         elif recipe.reference is not None:
             run.line(f"'{recipe.loss}' does not read a reference: {recipe.reference} has no effect")
-        optimizer = recipe.optimiser.adamw(actor)
+        optimizer = recipe.optimiser.over(actor)
         run.track(actor=learning, optimizer=optimizer)
         learner = Learner(actor, reference, loss, optimizer, run.guard, context, chat.tokenizer.pad_id)
         for step in run.steps(recipe.steps):

@@ -74,7 +74,7 @@ def run(recipe: Pretrain, out: Path) -> None:
         init(model, recipe.seed)
         model.to(device)
         recipe.compute.prepare(model)
-        optimizer = recipe.optimiser.adamw(model)
+        optimizer = recipe.optimiser.over(model)
         run.track(model=model, optimizer=optimizer)
         total = -(-recipe.tokens // (recipe.batch * shape.context))
 

@@ -105,7 +105,7 @@ def run(recipe: Rejection, out: Path) -> None:
         sampler = Sampler(recipe, actor, chat, run.line)
         reference = frozen(recipe.reference or recipe.policy, recipe, actor)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
-        optimizer = recipe.optimiser.adamw(actor)
+        optimizer = recipe.optimiser.over(actor)
         run.track(actor=learning, optimizer=optimizer)
         learner = Learner(actor, corpus, optimizer, run.guard, context, chat.tokenizer.pad_id)
         for step in run.steps(recipe.steps):

@@ -135,7 +135,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         begin_at_the_mean(recipe, model, taught, shares)
         learning = tune(model, base=recipe.start or recipe.model, lora=recipe.lora, seed=recipe.seed)
         recipe.compute.prepare(model)
-        optimizer = recipe.optimiser.adamw(model)
+        optimizer = recipe.optimiser.over(model)
         run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(taught) / recipe.batch))
         for step in run.steps(total):

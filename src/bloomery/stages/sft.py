@@ -71,7 +71,7 @@ def run(recipe: Sft, out: Path) -> None:
         training = [(name, e) for name, e in fit if not is_held_out(name, recipe.held_out)]
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
         learning = tune(model, base=recipe.model, lora=recipe.lora, train=recipe.train, seed=recipe.seed)
-        optimizer = recipe.optimiser.adamw(model)
+        optimizer = recipe.optimiser.over(model)
         run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
 
