@@ -289,3 +289,35 @@ def test_generation_with_adapters_is_generation_with_folded_weights(tmp_path: Pa
     with without(model):
         assert said(model) == said(base())
     assert said(model) != said(base())
+
+
+def test_models_on_one_base_share_what_is_frozen_and_equal() -> None:
+    """A policy and a scalar model with adapters of their own: what each computes and learns stays its own."""
+    policy, critic = with_adapters(), ScalarModel.from_causal(base(), seed=3)
+    attach(critic, FEW, seed=1)
+    adapters(critic, 7)
+    policy.model.norm.weight.data[0] += 1.0  # frozen in both, but no longer equal
+    want = critic(tokens()).detach()
+    frozen = {n: p for n, p in critic.named_parameters() if not p.requires_grad and n != "model.norm.weight"}
+    assert lora.share(critic, policy) == 4 * sum(p.numel() for p in frozen.values())
+    assert lora.share(critic, policy) == 0
+    theirs = dict(policy.named_parameters())
+    for name, parameter in critic.named_parameters():
+        assert (parameter is theirs.get(name)) is (name in frozen), name
+    assert torch.equal(critic(tokens()), want)
+    with without(critic):
+        plain = ScalarModel.from_causal(base(), seed=3)
+        assert torch.equal(critic(tokens()), plain(tokens()))
+    before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+    optimizer = adamw(critic, lr=0.1)
+    critic(tokens()).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], parameter) for name, parameter in policy.named_parameters())
+    assert not torch.equal(critic(tokens()), want)
+
+
+def test_what_learns_is_never_shared() -> None:
+    one, other = base(), base()
+    assert lora.share(one, other) == 0
+    attach(one, ALL)
+    assert lora.share(one, other) == 0

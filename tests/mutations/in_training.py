@@ -35,6 +35,28 @@ TRAINING = (
         "for number in norms)",
         STEP,
     ),
+    Mutation(
+        "muon-scaled-by-the-short-side",
+        "train/optim.py",
+        "math.sqrt(max(shape))",
+        "math.sqrt(min(shape))",
+        OPTIM,
+    ),
+    Mutation(
+        "muon-looks-back",
+        "train/optim.py",
+        'ahead = torch._foreach_lerp(grads, held, group["momentum"])',
+        "ahead = held",
+        OPTIM,
+    ),
+    Mutation("muon-on-the-embedding", "train/optim.py", 'if ".layers." in name and', "if", OPTIM),
+    Mutation(
+        "one-bad-gradient-stops-one",
+        "train/step.py",
+        "        if fine:\n            optimizer.step()",
+        "        if fine or math.isfinite(norms[0]):\n            optimizer.step()",
+        STEP,
+    ),
     Mutation("norms-decay", "train/optim.py", "if p.dim() >= 2]", "if p.dim() >= 1]", OPTIM),
     Mutation(
         "warmup-begins-at-nought",

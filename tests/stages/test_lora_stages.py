@@ -16,7 +16,8 @@ from torch import Tensor
 from bloomery import lineage
 from bloomery.errors import UsageError
 from bloomery.models import hub, lora, peft
-from bloomery.models.lora import Bare
+from bloomery.models.lora import Bare, LoraLinear
+from bloomery.rewards.model import RewardModel
 from bloomery.stages import ppo, reward, sft
 from bloomery.stages.common import Lora, Optimiser
 from bloomery.stages.ppo import Ppo
@@ -78,6 +79,15 @@ def run_ppo(place: Path, model: Path, out: Path, every: int = 0, **changed: Any)
     rates = {"optimiser": RATES, "critic": RATES}
     ppo.run(Ppo(**{**inputs, "prompts": files, "lora": LORA, **small, **rates, **changed}), out)
     return tiny.lines(out / "metrics.jsonl")
+
+
+def run_ppo_on_adapters(
+    place: Path, model: Path, out: Path, every: int = 0, **changed: Any
+) -> list[dict[str, Any]]:
+    judge = place / "reward of adapters"
+    if not judge.exists():
+        run_reward(place, model, judge)
+    return run_ppo(place, model, out, every, reward=judge, **changed)
 
 
 def loss_on_talks(chat: Chat, directory: Path) -> float:
@@ -216,6 +226,46 @@ def test_the_policy_without_its_adapters_is_the_reference_a_copy_would_be(
     assert all(torch.equal(t, base[n]) for n, t in base_bits(tmp_path / "shared").items())
 
 
+def test_policy_critic_and_reward_model_share_one_trunk(
+    place: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward model is adapters on the policy's base: all that is held beside that base is thin."""
+    run_reward(place, model_dir, tmp_path / "reward")
+    models: list[tuple[Any, Any]] = []
+    real, judges = ppo.improve, list[Any]()
+
+    def improve(recipe: Any, step: int, experience: Any, learner: ppo.Learner, corpus: Any) -> Any:
+        models.append((learner.actor, learner.critic))
+        return real(recipe, step, experience, learner, corpus)
+
+    made = RewardModel.__init__
+
+    def judge(self: RewardModel, model: Any, pad_id: int) -> None:
+        judges.append(model)
+        made(self, model, pad_id)
+
+    monkeypatch.setattr(ppo, "improve", improve)
+    monkeypatch.setattr(RewardModel, "__init__", judge)
+    shared = run_ppo(place, model_dir, tmp_path / "shared", reward=tmp_path / "reward")
+    actor, critic = models[0]
+    base, (score_of,) = dict(hub.load(model_dir).named_parameters()), judges
+    own = {id(p): p for m in (actor, critic, score_of) for p in m.parameters()}
+    thin = [p for m in (actor, critic, score_of) for n, p in m.named_parameters() if n not in base]
+    assert len(own) == len(base) + len(thin)
+    for name, before in base.items():
+        assert torch.equal(dict(actor.named_parameters())[name], before)
+    saved, scored = (dict(hub.load(tmp_path / "reward", "scalar", merge=False).named_parameters()), score_of)
+    learned = {n: not torch.equal(p, saved[n]) for n, p in critic.named_parameters()}
+    assert all(moved is ("lora_" in n or n == "score.weight") for n, moved in learned.items())
+    assert all(torch.equal(p, saved[n]) for n, p in scored.named_parameters())
+    # A whole reward model scores the same, and its critic, which is whole, starts from the same values.
+    hub.save(hub.load(tmp_path / "reward", "scalar"), tmp_path / "whole", tokenizer_dir=model_dir)
+    apart = run_ppo(place, model_dir, tmp_path / "apart", reference=model_dir, reward=tmp_path / "whole")
+    assert not any(isinstance(m, LoraLinear) for m in models[-1][1].modules())
+    for name in ("objective/scores", "explained_variance", "objective/kl"):
+        assert shared[0][name] == pytest.approx(apart[0][name], abs=1e-4)
+
+
 def test_the_pretraining_term_reaches_the_adapters(
     chat: Chat, place: Path, model_dir: Path, tmp_path: Path
 ) -> None:
@@ -232,8 +282,13 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(
     ("run", "updates", "modules"),
-    [(run_sft, 5, {"model"}), (run_reward, 5, {"model"}), (run_ppo, 10, {"actor", "critic"})],
-    ids=["sft", "reward", "ppo"],
+    [
+        (run_sft, 5, {"model"}),
+        (run_reward, 5, {"model"}),
+        (run_ppo, 10, {"actor", "critic"}),
+        (run_ppo_on_adapters, 10, {"actor", "critic"}),
+    ],
+    ids=["sft", "reward", "ppo", "ppo, all adapters"],
 )
 def test_a_broken_run_goes_on_to_the_same_bytes(
     place: Path,
@@ -261,7 +316,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
             run(place, model_dir, broken, every=2)
     (newest, *_) = sorted(broken.glob("checkpoint-*"))
     held = {name: load_file(newest / f"{name}.safetensors") for name in modules}
-    for name in modules - {"critic"}:
+    for name in modules - ({"critic"} if run is run_ppo else set()):
         assert all("lora_" in key or key == "score/weight" for key in held[name]), (
             "a checkpoint of frozen weights"
         )

@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bloomery.errors import ArtifactError, UsageError
 from bloomery.lineage import sync
@@ -89,6 +89,20 @@ def load(
     if base is not None:
         raise UsageError("only adapters have a base", got=base, where=directory)
     return _load_whole(directory, kind, dtype, device)
+
+
+def load_beside(directory: Path, other: nn.Module) -> ScalarModel:
+    """A scalar model to be used beside another model, on its device.
+
+    Where both are adapters, those of the scalar model stay apart (only they and its head can be trained) and
+    what is frozen in it uses the other's memory, wherever their bases are the same: one trunk for a policy,
+    its reward model and its critic. A whole model has a trunk of its own.
+    """
+    together = peft.is_adapter(directory) and lora.adapter_of(other) is not None
+    model = load(directory, "scalar", merge=not together).to(next(other.parameters()).device)
+    if together:
+        lora.share(model, other)
+    return model
 
 
 def _load_whole(directory: Path, kind: Kind, dtype: torch.dtype, device: str) -> Llama | ScalarModel:

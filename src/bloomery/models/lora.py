@@ -179,6 +179,21 @@ class Bare:
         return self.model.logits(hidden)
 
 
+def share(model: nn.Module, other: nn.Module) -> int:
+    """Let `model` use the very tensors of `other` where both have the same frozen parameter, bit for bit,
+    under the same name. Returns the bytes that are no longer held twice."""
+    theirs, saved = dict(other.named_parameters()), 0
+    for place, module in model.named_modules():
+        for leaf, mine in list(module.named_parameters(recurse=False)):
+            same = theirs.get(f"{place}.{leaf}")
+            if same is None or same is mine or same.requires_grad or mine.requires_grad:
+                continue
+            if same.device == mine.device and same.dtype == mine.dtype and torch.equal(same, mine):
+                module.register_parameter(leaf, same)
+                saved += mine.numel() * mine.element_size()
+    return saved
+
+
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Compute with W + (alpha / r) B A, one product a layer, until `unmerge`: equal to rounding, for reading

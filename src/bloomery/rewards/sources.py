@@ -109,7 +109,9 @@ def reward_model(path: Path, tools: Tools) -> RewardModel:
             expected=f"{written.vocab_size} tokens, {written.digest[:12]}",
             do="train the reward model from the policy's own SFT model",
         )
-    return RewardModel(hub.load(path, "scalar").to(tools.device), written.pad_id)
+    beside = tools.policy
+    model = hub.load(path, "scalar").to(tools.device) if beside is None else hub.load_beside(path, beside)
+    return RewardModel(model, written.pad_id)
 
 
 @sources.register("judge")

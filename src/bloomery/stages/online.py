@@ -99,7 +99,7 @@ class Sampler:
         prompts: list[Prompt] | None = None,
     ) -> None:
         """`prompts` are those of the recipe, if not given."""
-        tools = Tools(chat, next(actor.parameters()).device)
+        tools = Tools(chat, next(actor.parameters()).device, actor)
         parts = []
         if recipe.reward is not None:
             parts.append(Part("reward_model", reward_model(recipe.reward, tools)))

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from bloomery.data.shards import Corpus
 from bloomery.errors import UsageError
-from bloomery.models import hub
+from bloomery.models import hub, lora
 from bloomery.models.llama import Llama, ScalarModel
-from bloomery.models.lora import Bare
 from bloomery.objectives import advantage, policy, value
 from bloomery.objectives.token import aggregate, masked_mean
 from bloomery.recipe import InputPath
@@ -97,7 +96,7 @@ class Learner:
 
     actor: Llama
     critic: ScalarModel
-    reference: Llama | Bare
+    reference: Llama | lora.Bare
     optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer
     guard: update.Guard
@@ -112,16 +111,15 @@ def run(recipe: Ppo, out: Path) -> None:
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
         sampler = Sampler(recipe, actor, chat, run.line)
         reference = frozen(recipe.reference, recipe, actor)
-        critic = hub.load(recipe.reward, "scalar").to(device)
+        critic = hub.load_beside(recipe.reward, actor)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
         optimizer, critic_optimizer = recipe.optimiser.over(actor), recipe.critic.over(critic)
         best = Best(recipe.stop_rule, learning) if recipe.stop_rule else None
         mean = optim.averaged(learning, recipe.ema) if recipe.ema is not None else None
         kept: dict[str, nn.Module] = {"best": best.kept} if best else {}
         kept |= {"mean": mean} if mean is not None else {}
-        run.track(
-            actor=learning, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer, **kept
-        )
+        kept |= {"actor": learning, "critic": lora.learning(critic)}
+        run.track(optimizer=optimizer, critic_optimizer=critic_optimizer, **kept)
         run.state.setdefault("kl_coef", recipe.kl_coef)
         for line in without_effect(recipe):
             run.line(line)
