@@ -26,7 +26,7 @@ LAB = (
     ),
     Mutation("window-not-centred", OVER, "at - window // 2", "at", LAWS),
     Mutation("best-after-its-update", "stages/stop.py", "said.best == step", "said.best == step - 1", STOP),
-    Mutation("best-never-kept", "stages/stop.py", "self.kept.load_state_dict(self.l", "dict(self.l", STOP),
+    Mutation("best-never-kept", "stages/stop.py", "self.kept.load_state_dict(self.a", "dict(self.a", STOP),
     Mutation("last-weights-saved", "stages/stop.py", "self.learning.load_state_dict(", "dict(", STOP),
     Mutation("kept-not-in-checkpoints", "stages/ppo.py", '{"best": best.kept} if best', "{} if best", STOP),
     Mutation("run-not-ended", "stages/ppo.py", "if ends:", "if ends and step < 0:", STOP),

@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(talker_dir: Path, prompts_file: 
     tiny.goes_on_to_the_same_bytes(make, tmp_path, prefer_online, "improve", 4, resumed=2)
 
 
-# `world`, `on_bad_row` and `prompts` are read by what PPO reads them with.
+# `world`, `on_bad_row`, `prompts` and `rollout_device` are read by what PPO reads them with.
 CHANGES: dict[str, dict[str, Any]] = {
     "reference": {"reference": "reference"},
     "reward": {"reward": "reward"},
@@ -161,6 +161,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "loss_settings": {"loss_settings": {"beta": 0.5}},
     "epochs": {"epochs": 2},
     "minibatches": {"minibatches": 1},
+    "one_step_off": {"one_step_off": True},
     "missing_eos_penalty": {"missing_eos_penalty": 0.5},
     "score_clip": {"score_clip": 0.3},
     "optimiser": {"optimiser": {"learning_rate": 0.001}},
@@ -171,7 +172,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_setting_makes_a_difference(
     talker_dir: Path, model_dir: Path, reward_dir: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
-    assert set(CHANGES) | {"policy", "prompts", "world", "on_bad_row"} == set(PreferOnline.model_fields)
+    elsewhere = {"policy", "prompts", "world", "on_bad_row", "rollout_device"}
+    assert set(CHANGES) | elsewhere == set(PreferOnline.model_fields)
     named = {"reference": model_dir, "reward": reward_dir}
     outcome = {"usual": train(talker_dir, prompts_file, tmp_path / "usual")}
     for key, change in CHANGES.items():

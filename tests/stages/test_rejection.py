@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(talker_dir: Path, prompts_file: 
     tiny.goes_on_to_the_same_bytes(make, tmp_path, rejection, "imitate", 6, resumed=2)
 
 
-# `policy`, `world`, `watch`, `on_bad_row` and `prompts` are read by what PPO reads them with.
+# What is not here is read by what PPO reads it with.
 CHANGES: dict[str, dict[str, Any]] = {
     "reference": {"reference": "model"},
     "reward": {"reward": "reward"},
@@ -242,6 +242,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.7},
     "epochs": {"epochs": 2},
     "minibatches": {"minibatches": 1},
+    "one_step_off": {"one_step_off": True},
     "missing_eos_penalty": {"missing_eos_penalty": 0.5},
     "score_clip": {"score_clip": 0.3},
     "optimiser": {"optimiser": {"learning_rate": 0.001}},
@@ -252,7 +253,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_setting_makes_a_difference(
     chat: Chat, talker_dir: Path, model_dir: Path, tokenizer_dir: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
-    elsewhere = {"policy", "prompts", "world", "watch", "on_bad_row"}
+    elsewhere = {"policy", "prompts", "world", "watch", "on_bad_row", "rollout_device"}
     assert (set(CHANGES) - {"above"}) | elsewhere == set(Rejection.model_fields)
     reward = tmp_path / "reward"
     hub.save(tiny.scalar_model(chat.tokenizer.vocab_size, 9), reward, tokenizer_dir=tokenizer_dir)

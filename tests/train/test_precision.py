@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+import threading
 
 import pytest
 import torch
@@ -27,6 +28,28 @@ def test_activations_follow_the_precision_and_weights_stay_fp32(name, dtype: tor
     out.float().sum().backward()
     assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_gradients_do_not_depend_on_who_else_leaves_autocast() -> None:
+    """torch's cache of casts is one for all threads, and whoever leaves autocast empties it."""
+    autocast, gradients = precision.setup("bf16"), list[torch.Tensor]()
+
+    def leave() -> None:
+        with autocast():
+            pass
+
+    for disturbed in (False, True):
+        torch.manual_seed(0)
+        layer, x = nn.Linear(64, 64), torch.randn(9, 64)
+        with autocast():
+            first = layer(x).float().square().sum()
+            if disturbed:
+                other = threading.Thread(target=leave)
+                other.start()
+                other.join()
+            (first + layer(x * 3).float().square().sum() / 7).backward()
+        gradients.append(layer.weight.grad)
+    assert torch.equal(*gradients)
 
 
 def test_threads_are_set_only_when_asked() -> None:

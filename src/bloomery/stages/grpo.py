@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +26,10 @@ from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch
 from bloomery.rollout.shared import Piece, shared_pieces
 from bloomery.stages import leash
+from bloomery.stages.ahead import Ahead
 from bloomery.stages.common import Context, tune
 from bloomery.stages.leash import Leashed
-from bloomery.stages.online import Laps, Sampler, average, checked, frozen, minibatches
+from bloomery.stages.online import average, checked, frozen, minibatches
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -95,26 +97,25 @@ def run(recipe: Grpo, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Ahead(recipe, actor, chat, run, recipe.samples)
         reference = frozen(recipe.reference or recipe.policy, recipe, actor) if recipe.kl_coef > 0 else None
         for line in without_effect(recipe):
             run.line(line)
         optimizer = recipe.optimiser.over(actor)
-        run.track(actor=learning, optimizer=optimizer)
+        run.track(actor=learning, optimizer=optimizer, **sampler.kept)
         run.state.setdefault("kl_coef", recipe.kl_coef)
         learner = Learner(actor, reference, optimizer, run.guard, context)
         for step in run.steps(recipe.steps):
-            laps = Laps()
-            rollouts = sampler.ask(step, recipe.samples)
-            laps.end("generation")
+            rollouts, asked, laps = sampler.newest(step)
             scores, metrics = sampler.score(rollouts)
             batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id, device)
-            batch, agreement = checked(batch, actor, recipe.temperature, context, recipe.sampler_tolerance)
+            batch, agreement = checked(batch, asked, recipe.temperature, context, recipe.sampler_tolerance)
             given = torch.tensor(scores, device=device)
             experience, looked = look_back(recipe, batch, given, learner, run.state["kl_coef"])
             laps.end("scoring")
             lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
-            metrics |= agreement | looked | improve(recipe, step, experience, learner)
+            learn = partial(improve, recipe, step, experience, learner)
+            metrics |= agreement | looked | sampler.beside(step, learn)
             laps.end("training")
             leash.steer(recipe, run.state, metrics)
             metrics |= {"episode": float((step + 1) * len(rollouts)), "learning_rate": lr}

@@ -83,8 +83,18 @@ class Online(Asking):
     """Passes over each step's answers."""
     minibatches: int = Field(2, ge=1)
     """Optimizer steps of a pass."""
+    one_step_off: bool = False
+    """Draw the answers of the next step while this one is learned from: by the policy as it was before."""
+    rollout_device: str | None = None
+    """With `one_step_off`: where answers are drawn, such as cuda:1; where it learns if not given."""
     optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
     compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _elsewhere(self) -> Online:
+        if self.rollout_device is not None and not self.one_step_off:
+            raise UsageError("rollout_device changes nothing by itself", do="set one_step_off=true")
+        return self
 
 
 class Sampler:

@@ -22,9 +22,10 @@ from bloomery.objectives.token import aggregate, masked_mean
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.stages import leash
+from bloomery.stages.ahead import Ahead
 from bloomery.stages.common import Context, Optimiser, text_loss, tune
 from bloomery.stages.leash import Leashed
-from bloomery.stages.online import Laps, Sampler, average, checked, frozen, minibatches, reader, valuer
+from bloomery.stages.online import average, checked, frozen, minibatches, reader, valuer
 from bloomery.stages.stop import Best, StopRule
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -109,14 +110,14 @@ def run(recipe: Ppo, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Ahead(recipe, actor, chat, run)
         reference = frozen(recipe.reference, recipe, actor)
         critic = hub.load_beside(recipe.reward, actor)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
         optimizer, critic_optimizer = recipe.optimiser.over(actor), recipe.critic.over(critic)
-        best = Best(recipe.stop_rule, learning) if recipe.stop_rule else None
+        best = Best(recipe.stop_rule, learning, sampler.asked) if recipe.stop_rule else None
         mean = optim.averaged(learning, recipe.ema) if recipe.ema is not None else None
-        kept: dict[str, nn.Module] = {"best": best.kept} if best else {}
+        kept: dict[str, nn.Module] = sampler.kept | ({"best": best.kept} if best else {})
         kept |= {"mean": mean} if mean is not None else {}
         kept |= {"actor": learning, "critic": lora.learning(critic)}
         run.track(optimizer=optimizer, critic_optimizer=critic_optimizer, **kept)
@@ -125,12 +126,10 @@ def run(recipe: Ppo, out: Path) -> None:
             run.line(line)
         learner = Learner(actor, critic, reference, optimizer, critic_optimizer, run.guard, context)
         for step in run.steps(recipe.steps):
-            laps = Laps()
-            rollouts = sampler.ask(step)
-            laps.end("generation")
+            rollouts, asked, laps = sampler.newest(step)
             scores, metrics = sampler.score(rollouts)
             batch = RolloutBatch.of(rollouts, chat.tokenizer.pad_id, device)
-            batch, agreement = checked(batch, actor, recipe.temperature, context, recipe.sampler_tolerance)
+            batch, agreement = checked(batch, asked, recipe.temperature, context, recipe.sampler_tolerance)
             given = torch.tensor(scores, device=device)
             worth = standing(given, run.state) if recipe.normalise_scores else given
             experience, looked = look_back(recipe, batch, given, worth, learner, run.state["kl_coef"])
@@ -138,7 +137,8 @@ def run(recipe: Ppo, out: Path) -> None:
             ends = best is not None and best.look(step, metrics | looked, run.state)
             lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
             recipe.critic.schedule_step(critic_optimizer, step, recipe.steps)
-            metrics |= agreement | looked | improve(recipe, step, experience, learner, corpus)
+            learn = partial(improve, recipe, step, experience, learner, corpus)
+            metrics |= agreement | looked | sampler.beside(step, learn)
             laps.end("training")
             leash.steer(recipe, run.state, metrics)
             if mean is not None:

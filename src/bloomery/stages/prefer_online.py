@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from bloomery.models.slates import Example, answer_logprobs
 from bloomery.objectives import preference
 from bloomery.objectives.preference import Loss
 from bloomery.recipe import InputPath
+from bloomery.stages.ahead import Ahead
 from bloomery.stages.common import Context, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, frozen, minibatches
+from bloomery.stages.online import Online, average, frozen, minibatches
 from bloomery.stages.prefer import Slate, compare, loss_of
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -72,24 +74,22 @@ def run(recipe: PreferOnline, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Ahead(recipe, actor, chat, run, recipe.samples)
         reference = None
         if preference.needs_reference(loss):
             reference = frozen(recipe.reference or recipe.policy, recipe, actor)
         elif recipe.reference is not None:
             run.line(f"'{recipe.loss}' does not read a reference: {recipe.reference} has no effect")
         optimizer = recipe.optimiser.over(actor)
-        run.track(actor=learning, optimizer=optimizer)
+        run.track(actor=learning, optimizer=optimizer, **sampler.kept)
         learner = Learner(actor, reference, loss, optimizer, run.guard, context, chat.tokenizer.pad_id)
         for step in run.steps(recipe.steps):
-            laps = Laps()
-            rollouts = sampler.ask(step, recipe.samples)
-            laps.end("generation")
+            rollouts, _, laps = sampler.newest(step)
             scores, metrics = sampler.score(rollouts)
             slates, found = to_slates(rollouts, scores, recipe.samples)
             laps.end("scoring")
             lr = recipe.optimiser.schedule_step(optimizer, step, recipe.steps)
-            metrics |= found | improve(recipe, step, slates, learner)
+            metrics |= found | sampler.beside(step, partial(improve, recipe, step, slates, learner))
             laps.end("training")
             metrics |= {"episode": float((step + 1) * len(rollouts)), "learning_rate": lr}
             run.log(step, metrics | laps.rates(rollouts))

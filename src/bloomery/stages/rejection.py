@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from bloomery.objectives.search import keepers
 from bloomery.objectives.token import masked_mean
 from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces
+from bloomery.stages.ahead import Ahead
 from bloomery.stages.best_of_n import usable
 from bloomery.stages.common import Compute, Context, Optimiser, Replay, tune
-from bloomery.stages.online import Laps, Online, Sampler, average, frozen, minibatches, reader
+from bloomery.stages.online import Online, average, frozen, minibatches, reader
 from bloomery.stages.prefer_online import example
 from bloomery.stages.sft import backward
 from bloomery.text.chat import Chat
@@ -102,16 +104,14 @@ def run(recipe: Rejection, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Ahead(recipe, actor, chat, run, recipe.samples)
         reference = frozen(recipe.reference or recipe.policy, recipe, actor)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
         optimizer = recipe.optimiser.over(actor)
-        run.track(actor=learning, optimizer=optimizer)
+        run.track(actor=learning, optimizer=optimizer, **sampler.kept)
         learner = Learner(actor, corpus, optimizer, run.guard, context, chat.tokenizer.pad_id)
         for step in run.steps(recipe.steps):
-            laps = Laps()
-            rollouts = sampler.ask(step, recipe.samples)
-            laps.end("generation")
+            rollouts, _, laps = sampler.newest(step)
             scores, metrics = sampler.score(rollouts)
             kept, found = choose(recipe, rollouts, scores)
             metrics |= found | moved(recipe, rollouts, reference, learner)
@@ -121,7 +121,7 @@ def run(recipe: Rejection, out: Path) -> None:
             shown = remember(run.state, [example(r) for r in winners], recipe.earlier)
             if not shown:
                 run.line(f"step {step}: no answer is kept, so nothing is learned")
-            metrics |= improve(recipe, step, shown, learner)
+            metrics |= sampler.beside(step, partial(improve, recipe, step, shown, learner))
             laps.end("training")
             metrics["episode"] = float((step + 1) * len(rollouts))
             run.log(step, metrics | laps.rates(rollouts))

@@ -50,10 +50,12 @@ class StopRule(Section):
 
 
 class Best:
-    """The weights of the step that the rule finds best so far: a copy of what learns, part of checkpoints."""
+    """The weights of the step that the rule finds best so far: a copy of what learns, part of checkpoints.
 
-    def __init__(self, rule: StopRule, learning: nn.Module) -> None:
-        self.rule, self.learning = rule, learning
+    They are taken from `asked`, which holds those that gave the newest answers."""
+
+    def __init__(self, rule: StopRule, learning: nn.Module, asked: nn.Module) -> None:
+        self.rule, self.learning, self.asked = rule, learning, asked
         self.kept = deepcopy(learning).requires_grad_(False)
 
     def look(self, step: int, metrics: Mapping[str, float], memory: dict[str, Any]) -> bool:
@@ -63,7 +65,7 @@ class Best:
         rows.append({name: metrics[name] for name in self.rule.columns})
         said = self.rule.verdict(rows)
         if said.best == step:
-            self.kept.load_state_dict(self.learning.state_dict())
+            self.kept.load_state_dict(self.asked.state_dict())
         return said.stop is not None
 
     def settle(self, memory: Mapping[str, Any]) -> str:

@@ -45,7 +45,9 @@ def setup(
         return nullcontext
     if precision == "bf16":
         kind = device().type
-        return lambda: torch.autocast(kind, dtype=torch.bfloat16)
+        # torch keeps one cache of casts for all threads, and whoever leaves autocast empties it: with two
+        # threads (`together`) it would hang on their timing which gradients are summed before they are cast.
+        return lambda: torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
     raise UsageError(f"no precision is called '{precision}'", expected="fp32 or bf16")
 
 
