@@ -3,6 +3,8 @@ recompute them, whatever the batch, its order, its size or its mates."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -178,9 +180,14 @@ def test_no_prompts_no_completions(model: Llama) -> None:
         ([[-1]], [SamplingParams()], "vocabulary"),
         ([[6]], [], "per prompt"),
         ([[6]], [SamplingParams(max_tokens=0)], "max_tokens"),
+        ([[6]], [SamplingParams(temperature=1e-39)], "temperature"),
+        ([[6]], [SamplingParams(logit_bias=tuple((i, -math.inf) for i in range(VOCAB)))], "bans every"),
     ],
 )
 def test_bad_requests_are_refused(model: Llama, prompts, params, match: str) -> None:
     engine = Engine(model, stop_id=STOP, pad_id=PAD)
     with pytest.raises(UsageError, match=match):
         engine(prompts, params)
+    if params:
+        with pytest.raises(UsageError, match=match):
+            engine.submit(prompts[0], params[0])
