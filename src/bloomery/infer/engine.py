@@ -34,9 +34,8 @@ class Engine:
 
     At most `max_batch` requests run at a time, in a cache of at most `cache_tokens` tokens; others wait. If
     that is not given, half of the memory that is free when requests come to an engine that has none may be
-    taken (`memory.budget`), at most all contexts full. While some are running, prompts are read at most `chunk`
-    tokens a step.
-    Stop strings need `decode`, from token ids to text.
+    taken (`memory.budget`), at most all contexts full. While some are running, prompts are read at most
+    `chunk` tokens a step. Stop strings need `decode`, from token ids to text.
 
     A request's uniform draws depend on its seed and step only. Its logits depend on its batch mates through
     the rounding of matrix products (about 1e-6 in float32), so a draw that falls within that distance of a
