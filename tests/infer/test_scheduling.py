@@ -362,6 +362,17 @@ def test_a_request_without_logits_ends_alone_and_leaves_nothing_in_its_place(
         list(made.stream(bad, SamplingParams()))
 
 
+def test_a_prompt_that_cannot_be_read_ends_with_its_first_piece(model: Llama) -> None:
+    """What is not a number must not wait in the cache until it is drawn from: rows are swapped and left."""
+    made = engine(poisoned(model), stop_id=-1, chunk=2)
+    talking = made.submit(*prompts(1), SamplingParams(max_tokens=30, temperature=0.5))
+    made.step()
+    sick = made.submit([STOP, *[30] * 12], SamplingParams())
+    assert made.step() == [sick, talking]
+    assert (sick.finish_reason, talking.finish_reason) == ("error", None)
+    assert made._scheduler.rows == [talking]
+
+
 def test_stop_ids_of_one_request_do_not_stop_another(model: Llama) -> None:
     asked = prompts(5) * 2
     (free,) = engine(model, stop_id=-1)(asked[:1], [SamplingParams(max_tokens=12)])
@@ -394,6 +405,7 @@ def test_a_stop_string_ends_a_completion_at_the_token_that_completes_it(model: L
 def test_a_stop_string_is_seen_across_ids_that_spell_nothing(silent: int) -> None:
     """Control ids are decoded to nothing; some ids spell half a character."""
     spelled = {1: b"a", 2: b"b", 3: b"", 4: "é".encode()[:1], 5: "é".encode()[1:], 6: b"b and much more"}
+    spelled |= {7 + i: bytes([byte]) for i, byte in enumerate("€".encode())}
 
     def decode(ids: list[int]) -> str:
         return b"".join(spelled[i] for i in ids).decode(errors="replace")
@@ -403,6 +415,7 @@ def test_a_stop_string_is_seen_across_ids_that_spell_nothing(silent: int) -> Non
     assert ends(("xx", "ab and"), [1, *gap, 6], decode)
     assert ends(("aé",), [1, *gap, 4, 5], decode)
     assert ends(("aé",), [*[4] * 9, 1, *gap, 4, 5], decode)
+    assert ends(("€€",), [*[1] * 9, 7, 8, 9, *gap, 7, 8, 9], decode), "marks of broken characters are no text"
     assert not ends(("aé", "b"), [1, *gap, 4], decode)
     assert not ends(("ba",), [1, *gap, 2], decode)
 

@@ -37,6 +37,10 @@ class Engine:
     taken (`memory.budget`), at most all contexts full. While some are running, prompts are read at most
     `chunk` tokens a step. Stop strings need `decode`, from token ids to text.
 
+    With `products` matrix products and the cache have that precision, as in a forward under autocast to it:
+    give what training has where products of it are fast. Else they have that of the weights, whatever
+    autocast is on.
+
     A request's uniform draws depend on its seed and step only. Its logits depend on its batch mates through
     the rounding of matrix products (about 1e-6 in float32), so a draw that falls within that distance of a
     boundary between two tokens can come out differently in another batch.
@@ -52,6 +56,7 @@ class Engine:
         cache_tokens: int | None = None,
         chunk: int = 512,
         decode: Callable[[list[int]], str] | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
         context = model.config.max_position_embeddings
         most = max_batch * context if cache_tokens is None else cache_tokens
@@ -59,7 +64,7 @@ class Engine:
             if value < 1:
                 raise UsageError(f"{name} must be at least 1", got=value)
         self.model, self.stop_id, self.pad_id = model, stop_id, pad_id
-        self.chunk, self.decode = chunk, decode
+        self.chunk, self.decode, self.products = chunk, decode, products
         self._measured = cache_tokens is None
         self._scheduler = Scheduler(max_batch, most, self._new_cache)
         self._packed: Llama | None = None
@@ -129,11 +134,11 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
         """Admit, read, and draw one token for each running request: returns those, ended ones among them.
-        In the precision of the weights, whatever autocast is on. A request whose logits leave nothing to draw
-        (NaN, infinite, all banned) ends with the reason "error", and no other is touched."""
+        A request whose logits leave nothing to draw (NaN, infinite, all banned) ends with the reason "error",
+        and no other is touched."""
         scheduler = self._scheduler
         scheduler.admit()
-        with torch.autocast(self._device.type, enabled=False):
+        with torch.autocast(self._device.type, dtype=self.products, enabled=self.products is not None):
             failed = self._read()
             scheduler.follow()
             running = scheduler.rows[: scheduler.running]
@@ -217,7 +222,7 @@ class Engine:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.model.model.embed_tokens.weight.dtype
+        return self.products or self.model.model.embed_tokens.weight.dtype
 
     def _look_again(self) -> None:
         """Unless requests are in flight, see how much memory is free, and forget the weights. Whether they
@@ -234,7 +239,7 @@ class Engine:
     def _weights(self) -> Llama:
         """The model laid out for decoding."""
         if self._packed is None:
-            self._packed = pack(self.model)
+            self._packed = pack(self.model, self.products)
         return self._packed
 
     def _new_cache(self, rows: int, tokens: int) -> KVCache:

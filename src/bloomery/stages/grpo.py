@@ -95,7 +95,7 @@ def run(recipe: Grpo, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Sampler(recipe, actor, chat, run.line, products=recipe.compute.sampled_in())
         reference = frozen(recipe.reference or recipe.policy, recipe, actor) if recipe.kl_coef > 0 else None
         for line in without_effect(recipe):
             run.line(line)

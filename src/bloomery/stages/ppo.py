@@ -110,7 +110,7 @@ def run(recipe: Ppo, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Sampler(recipe, actor, chat, run.line, products=recipe.compute.sampled_in())
         reference = frozen(recipe.reference, recipe, actor)
         critic = hub.load(recipe.reward, "scalar").to(device)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None

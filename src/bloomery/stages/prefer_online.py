@@ -72,7 +72,7 @@ def run(recipe: PreferOnline, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Sampler(recipe, actor, chat, run.line, products=recipe.compute.sampled_in())
         reference = None
         if preference.needs_reference(loss):
             reference = frozen(recipe.reference or recipe.policy, recipe, actor)

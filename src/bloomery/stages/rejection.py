@@ -102,7 +102,7 @@ def run(recipe: Rejection, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
-        sampler = Sampler(recipe, actor, chat, run.line)
+        sampler = Sampler(recipe, actor, chat, run.line, products=recipe.compute.sampled_in())
         reference = frozen(recipe.reference or recipe.policy, recipe, actor)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
         optimizer = recipe.optimiser.adamw(actor)
