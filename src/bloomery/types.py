@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["system", "user", "assistant", "tool"]
 AnnotatorKind = Literal["human", "simulated", "ai"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class Record(BaseModel):
@@ -173,10 +173,10 @@ class Completion:
     """What a sampler returns for one request.
 
     `tokens` holds the sampled ids, with what ended them (the end-of-turn id, say) last when `finish_reason`
-    is "stop". `logprobs[i]` is that of `tokens[i]` under the distribution actually sampled from (after bias,
-    temperature, top-k, top-p and min-p; for greedy decoding: after the bias, at temperature 1), and
-    `full_logprobs[i]` that under the model's own softmax, at temperature 1 with nothing added or left out;
-    None where the sampler does not know it.
+    is "stop"; "error" says that the model left nothing to draw. `logprobs[i]` is that of `tokens[i]` under
+    the distribution actually sampled from (after bias, temperature, top-k, top-p and min-p; for greedy
+    decoding: after the bias, at temperature 1), and `full_logprobs[i]` that under the model's own softmax, at
+    temperature 1 with nothing added or left out; None where the sampler does not know it.
     """
 
     tokens: tuple[int, ...]

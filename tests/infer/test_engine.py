@@ -3,6 +3,8 @@ recompute them, whatever the batch, its order, its size or its mates."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from bloomery.errors import UsageError
 from bloomery.infer import Engine
 from bloomery.infer.sampling import Draw, sample
 from bloomery.models import Llama, LlamaConfig, build
+from bloomery.models.packed import Product
 from bloomery.types import SamplingParams
 
 STOP, PAD, VOCAB, CONTEXT = 20, 0, 60, 48
@@ -116,6 +119,25 @@ def test_logprobs_equal_those_a_trainer_recomputes(model: Llama, temperature: fl
         assert completion.logprobs == pytest.approx(expected, abs=1e-5)
 
 
+def test_products_in_bf16_are_those_of_a_forward_in_bf16(model: Llama) -> None:
+    """Under autocast, as training reads: log-probs are those of that forward, and not those of float32."""
+    prompts, _ = requests(12)
+    params = [SamplingParams(max_tokens=12, seed=i) for i in range(12)]
+    engine = Engine(model, stop_id=STOP, pad_id=PAD, products=torch.bfloat16)
+    kept = {one.weight.dtype for one in engine._weights().modules() if isinstance(one, Product)}
+    assert kept == {part.dtype for part in engine._new_cache(1, 4).keys} == {torch.bfloat16}
+    of_bf16, of_fp32 = [], []
+    for prompt, completion in zip(prompts, engine(prompts, params), strict=True):
+        tokens = torch.tensor([[*prompt, *completion.tokens]])
+        for apart, precise in ((of_fp32, True), (of_bf16, False)):
+            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=not precise):
+                logprobs = model.logits(model(tokens)).float().log_softmax(-1)
+            drawn = logprobs[0, len(prompt) - 1 : -1].gather(1, tokens[0, len(prompt) :, None])[:, 0]
+            apart.extend((drawn - torch.tensor(completion.logprobs)).abs().tolist())
+    assert max(of_fp32) > 0.01
+    assert max(of_bf16) < 0.001
+
+
 def test_a_stop_token_cuts_the_completion_and_does_nothing_else(exact: Llama) -> None:
     prompts, _ = requests(32)
     params = [SamplingParams(max_tokens=12, seed=i) for i in range(32)]
@@ -178,9 +200,14 @@ def test_no_prompts_no_completions(model: Llama) -> None:
         ([[-1]], [SamplingParams()], "vocabulary"),
         ([[6]], [], "per prompt"),
         ([[6]], [SamplingParams(max_tokens=0)], "max_tokens"),
+        ([[6]], [SamplingParams(temperature=1e-39)], "temperature"),
+        ([[6]], [SamplingParams(logit_bias=tuple((i, -math.inf) for i in range(VOCAB)))], "bans every"),
     ],
 )
 def test_bad_requests_are_refused(model: Llama, prompts, params, match: str) -> None:
     engine = Engine(model, stop_id=STOP, pad_id=PAD)
     with pytest.raises(UsageError, match=match):
         engine(prompts, params)
+    if params:
+        with pytest.raises(UsageError, match=match):
+            engine.submit(prompts[0], params[0])

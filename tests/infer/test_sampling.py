@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from bloomery.errors import UsageError
-from bloomery.infer.sampling import Draw, _splitmix, check, inverse_cdf, restrict, sample, uniforms
+from bloomery.infer.sampling import (
+    COLDEST,
+    Draw,
+    NothingToDraw,
+    _splitmix,
+    check,
+    inverse_cdf,
+    restrict,
+    sample,
+    uniforms,
+)
 from bloomery.types import SamplingParams
 
 P = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
@@ -182,12 +192,16 @@ def test_frequencies_and_logprobs_are_those_of_the_distribution(settings, expect
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
+        ("temperature", 1e-39),
+        ("temperature", 1e39),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_k", -1),
         ("min_p", 1.5),
         ("logit_bias", ((3, float("nan")),)),
         ("logit_bias", ((3, float("inf")),)),
+        ("logit_bias", ((3, 1e39),)),
+        ("logit_bias", ((3, -1e39),)),
         ("logit_bias", ((3, 1.0), (3, 2.0))),
         ("stop", ("",)),
     ],
@@ -202,8 +216,15 @@ def test_settings_that_mean_nothing_are_refused(name: str, value: object) -> Non
 def test_logits_that_are_no_numbers_are_an_error(bad: float, temperature: float) -> None:
     logits = P.log().expand(2, 5).clone()
     logits[1, 2] = bad
-    with pytest.raises(UsageError, match="diverged"):
+    with pytest.raises(NothingToDraw, match="diverged") as error:
         sample(logits, draw(*[SamplingParams(temperature=temperature)] * 2), 0)
+    assert error.value.rows == [1]
+
+
+def test_the_coldest_temperature_draws_what_greedy_does() -> None:
+    cold = draw(SamplingParams(temperature=COLDEST))
+    token, logprob, _ = sample(1e6 * P.log()[None], cold, 0)
+    assert (token.item(), logprob.item()) == (1, 0.0)
 
 
 def test_a_bias_that_bans_every_token_is_an_error() -> None:

@@ -4,13 +4,19 @@ does not grow. Completions are compared with an engine that runs one request at 
 from __future__ import annotations
 
 import gc
+import random
+import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bloomery.errors import UsageError
 from bloomery.infer import Engine, Sequence
-from bloomery.models import Llama, LlamaConfig, build
+from bloomery.infer.engine import ends
+from bloomery.infer.scheduler import Scheduler
+from bloomery.models import KVCache, Llama, LlamaConfig, build
 from bloomery.types import SamplingParams
 
 STOP, VOCAB, CONTEXT = 20, 60, 48
@@ -209,6 +215,58 @@ def test_the_cache_stays_within_its_budget_and_others_wait(model, monkeypatch) -
     assert min(rows for rows, width in counted.passes if width == 1) < 4, "beside a long one only 3"
 
 
+def test_the_cache_stays_within_its_budget_whatever_comes(model, monkeypatch) -> None:
+    """Prompts of every length, some half read when others join them, little to draw, more than fit."""
+    sizes: list[int] = []
+
+    def noted(method):
+        def call(cache, *given, **more):
+            method(cache, *given, **more)
+            sizes.append(cache.batch * cache.max_len)
+
+        return call
+
+    for name in ("__init__", "resize"):
+        monkeypatch.setattr(KVCache, name, noted(getattr(KVCache, name)))
+    for trial in range(12):
+        draws = random.Random(trial)
+        asked = prompts(*(draws.randint(1, CONTEXT - 4) for _ in range(draws.randint(2, 8))), seed=trial)
+        params = [SamplingParams(max_tokens=draws.randint(1, 4), seed=i) for i in range(len(asked))]
+        need = max(len(p) + one.max_tokens - 1 for p, one in zip(asked, params, strict=True))
+        budget, chunk = need * draws.randint(1, 4), draws.choice([2, 8, 16, 33])
+        made = engine(model, stop_id=-1, max_batch=6, cache_tokens=budget, chunk=chunk)
+        seqs = [made.submit(p, one) for p, one in zip(asked, params, strict=True)]
+        sizes.clear()
+        while any(seq.finish_reason is None for seq in seqs):
+            made.step()
+        assert max(sizes) <= budget, f"trial {trial}"
+
+
+def test_a_row_almost_read_does_not_lengthen_the_cache(model, monkeypatch) -> None:
+    """Prompts of 1, 30 and 20 tokens: the second has read 28 when the third joins with 19 to read."""
+    made = engine(model, stop_id=-1, chunk=28, max_batch=3, cache_tokens=3 * 31)
+    counted = Counted(made, monkeypatch)
+    talking, *reading = [made.submit(p, SamplingParams(max_tokens=2)) for p in prompts(1, 30, 20)]
+    while any(seq.finish_reason is None for seq in (talking, *reading)):
+        made.step()
+    assert max(rows * tokens for rows, tokens in counted.caches) <= 3 * 31
+
+
+def test_nobody_waiting_costs_nothing() -> None:
+    """Hashing a prompt takes as long as it is long; no resident is looked at while nobody waits."""
+
+    class Unhashable(tuple):
+        __hash__ = None  # type: ignore[assignment]
+
+    resident = Sequence(Unhashable(range(9)), SamplingParams(), 4, frozenset(), cached=8)
+    scheduler = Scheduler(8, 1000, lambda rows, tokens: None)
+    scheduler.rows, scheduler.running = [resident], 1
+    scheduler.admit()
+    scheduler.waiting.append(Sequence((1,), SamplingParams(), 2000, frozenset()))
+    scheduler.admit()
+    assert scheduler.rows == [resident], "nor when whoever waits does not fit"
+
+
 def test_a_request_that_can_never_fit_is_refused(model: Llama) -> None:
     made = engine(model, cache_tokens=20)
     assert made.submit(*prompts(11), SamplingParams(max_tokens=10)).need == 20
@@ -235,6 +293,22 @@ def test_cancelling_frees_the_place_at_once(model: Llama) -> None:
     assert made.step() == []
 
 
+def test_one_who_runs_can_be_cancelled_beside_others(model: Llama) -> None:
+    """Between steps, when the cache has grown in one: the last row moves to its place."""
+    made = engine(model, stop_id=-1)
+    asked, params = prompts(3, 4, 5), sampled(3, 30)
+    seqs = [made.submit(p, SamplingParams(max_tokens=40, seed=i)) for i, p in enumerate(asked)]
+    for _ in range(3):
+        made.step()
+    late = made.submit([*asked[0], 30], params[1])
+    made.step()
+    made.cancel(seqs[0])
+    while not all(seq.finish_reason for seq in (*seqs, late)):
+        made.step()
+    for prompt, seq in zip((*asked[1:], [*asked[0], 30]), (*seqs[1:], late), strict=True):
+        assert seq.completion().tokens == engine(model, stop_id=-1)([prompt], [seq.params])[0].tokens
+
+
 def test_a_stream_that_is_left_cancels_its_request(model: Llama) -> None:
     made = engine(model, stop_id=-1)
     stream = made.stream(*prompts(3), SamplingParams(max_tokens=30))
@@ -245,12 +319,58 @@ def test_a_stream_that_is_left_cancels_its_request(model: Llama) -> None:
 
 
 def test_an_error_in_a_call_leaves_nothing_behind(model: Llama) -> None:
-    made = engine(model)
-    banned = tuple((token, float("-inf")) for token in range(VOCAB))
-    with pytest.raises(UsageError, match="banned"):
-        made(prompts(3, 3), [SamplingParams(), SamplingParams(logit_bias=banned)])
+    made = engine(poisoned(model))
+    with pytest.raises(UsageError, match="request 2 cannot go on"):
+        made([*prompts(3, 3), [STOP, 30]], [SamplingParams()] * 3)
     assert made._scheduler.idle
     assert made._scheduler.cache is None
+
+
+def poisoned(model: Llama) -> Llama:
+    """The same, but whoever asks with the id `STOP` has logits that are no numbers."""
+    other = build(LlamaConfig.shape(32, 2, 4, VOCAB, kv_heads=2, context=CONTEXT, tied=False)).double()
+    head = model.model.embed_tokens.weight.detach().clone()
+    other.load_state_dict({**model.state_dict(), "lm_head.weight": head})
+    with torch.no_grad():
+        other.model.embed_tokens.weight[STOP] = float("nan")
+    return other
+
+
+@pytest.mark.parametrize("bad", [[STOP], [30, STOP], [STOP, *[30] * 12], [*[30] * 12, STOP, 31]])
+@pytest.mark.parametrize("settings", [{}, {"max_batch": 2}, {"chunk": 5}, {"max_batch": 3, "chunk": 2}])
+def test_a_request_without_logits_ends_alone_and_leaves_nothing_in_its_place(
+    model, bad: list[int], settings: dict[str, int]
+) -> None:
+    """NaN that stayed in the cache would reach whoever has the row next, through places that are masked."""
+    sick = poisoned(model)
+    asked = prompts(8, 3, 14, 2, 9, 5)
+    params = [SamplingParams(max_tokens=4 + 3 * i, seed=i) for i in range(6)]
+    expected = [engine(sick)([p], [one])[0] for p, one in zip(asked, params, strict=True)]
+    made = engine(sick, **settings)
+    seqs = []
+    for prompt, one in zip(asked, params, strict=True):
+        seqs += [made.submit(bad, SamplingParams(max_tokens=3)), made.submit(prompt, one)]
+    ended: list[Sequence] = []
+    while any(seq.finish_reason is None for seq in seqs):
+        ended += [seq for seq in made.step() if seq.finish_reason is not None]
+    assert sorted(map(id, ended)) == sorted(map(id, seqs)), "each is told once that it ended"
+    assert all(seq.completion().finish_reason == "error" and not seq.tokens for seq in seqs[::2])
+    for seq, one in zip(seqs[1::2], expected, strict=True):
+        assert seq.completion().tokens == one.tokens
+        assert seq.logprobs == pytest.approx(one.logprobs, abs=1e-9)
+    with pytest.raises(UsageError, match="request 0"):
+        list(made.stream(bad, SamplingParams()))
+
+
+def test_a_prompt_that_cannot_be_read_ends_with_its_first_piece(model: Llama) -> None:
+    """What is not a number must not wait in the cache until it is drawn from: rows are swapped and left."""
+    made = engine(poisoned(model), stop_id=-1, chunk=2)
+    talking = made.submit(*prompts(1), SamplingParams(max_tokens=30, temperature=0.5))
+    made.step()
+    sick = made.submit([STOP, *[30] * 12], SamplingParams())
+    assert made.step() == [sick, talking]
+    assert (sick.finish_reason, talking.finish_reason) == ("error", None)
+    assert made._scheduler.rows == [talking]
 
 
 def test_stop_ids_of_one_request_do_not_stop_another(model: Llama) -> None:
@@ -281,29 +401,81 @@ def test_a_stop_string_ends_a_completion_at_the_token_that_completes_it(model: L
         engine(model)([asked], [SamplingParams(stop=("x",))])
 
 
+@pytest.mark.parametrize("silent", [0, 1, 5, 40])
+def test_a_stop_string_is_seen_across_ids_that_spell_nothing(silent: int) -> None:
+    """Control ids are decoded to nothing; some ids spell half a character."""
+    spelled = {1: b"a", 2: b"b", 3: b"", 4: "é".encode()[:1], 5: "é".encode()[1:], 6: b"b and much more"}
+    spelled |= {7 + i: bytes([byte]) for i, byte in enumerate("€".encode())}
+
+    def decode(ids: list[int]) -> str:
+        return b"".join(spelled[i] for i in ids).decode(errors="replace")
+
+    gap = [3] * silent
+    assert ends(("ab",), [1, *gap, 2], decode)
+    assert ends(("xx", "ab and"), [1, *gap, 6], decode)
+    assert ends(("aé",), [1, *gap, 4, 5], decode)
+    assert ends(("aé",), [*[4] * 9, 1, *gap, 4, 5], decode)
+    assert ends(("€€",), [*[1] * 9, 7, 8, 9, *gap, 7, 8, 9], decode), "marks of broken characters are no text"
+    assert not ends(("aé", "b"), [1, *gap, 4], decode)
+    assert not ends(("ba",), [1, *gap, 2], decode)
+
+
+def test_an_engine_looks_back_past_ids_that_spell_nothing(model: Llama) -> None:
+    (asked,) = prompts(5)
+    params = SamplingParams(max_tokens=30, temperature=4.0)
+    (free,) = engine(model, stop_id=-1)([asked], [params])
+    at = max(i for i, token in enumerate(free.tokens) if token not in free.tokens[:i])
+    first, last = free.tokens[0], free.tokens[at]
+    assert free.tokens[:at][::-1].index(first) > 9, "far apart"
+
+    def decode(ids: list[int]) -> str:
+        return "".join({first: "a", last: "b"}.get(i, "") for i in ids)
+
+    (got,) = engine(model, stop_id=-1, decode=decode)([asked], [replace(params, stop=("ab",))])
+    assert (got.tokens, got.finish_reason) == (free.tokens[: at + 1], "stop")
+
+
 def test_memory_does_not_grow_over_ten_thousand_requests() -> None:
-    """Nothing of an ended request stays, and the cache is what a wave of requests needs."""
+    """Of short and long prompts, some equal, that end by a stop id, a stop string or their length, or are
+    cancelled while they wait, read or run: nothing of them stays, and the cache is what a wave needs."""
     tiny = build(LlamaConfig.shape(8, 1, 1, 32, context=16))
     with torch.no_grad():
         for parameter in tiny.parameters():
             parameter.fill_(0.1)
-    made = Engine(tiny, stop_id=-1, pad_id=0, max_batch=500)
-    shapes, done = set(), 0
+
+    def decode(ids: list[int]) -> str:
+        return "".join(chr(ord("A") + i) for i in ids if i < 26)
+
+    made = Engine(tiny, stop_id=0, pad_id=0, max_batch=200, cache_tokens=2000, chunk=256, decode=decode)
+    scheduler, reasons, done = made._scheduler, Counter[str | None](), 0
+    held: list[tuple[int, int]] = []
     for wave in range(20):
-        seqs = [made.submit([1 + i % 30] * (1 + i % 3), SamplingParams(max_tokens=2)) for i in range(500)]
+        seqs = []
+        for i in range(500):
+            how = SamplingParams(max_tokens=1 + i % 3, seed=wave * 500 + i, stop=("B", "CD") if i % 5 else ())
+            seqs.append(made.submit([1 + i % 29] * (1 + i % 13), how))
+        step = 0
         while any(seq.finish_reason is None for seq in seqs):
+            for seq in seqs[step::41]:
+                made.cancel(seq)
             made.step()
+            step += 1
+        reasons.update(seq.finish_reason for seq in seqs)
         done += len(seqs)
-        assert made._scheduler.cache is not None
-        shapes.add((made._scheduler.cache.batch, made._scheduler.cache.max_len))
-        del seqs
-        if wave == 0:
+        assert scheduler.idle
+        assert scheduler.cache is not None
+        assert scheduler.cache.batch * scheduler.cache.max_len <= 2000
+        del seqs, seq
+        if wave in (2, 19):
             gc.collect()
-            held = sum(type(one) is torch.Tensor for one in gc.get_objects())
-    gc.collect()
+            held.append(
+                (sum(type(one) is torch.Tensor for one in gc.get_objects()), sys.getallocatedblocks())
+            )
     assert done == 10_000
-    assert len(shapes) == 1
+    assert min(reasons[reason] for reason in ("stop", "length", "cancelled")) > 500
     assert not any(type(one) is Sequence for one in gc.get_objects())
-    assert sum(type(one) is torch.Tensor for one in gc.get_objects()) <= held
+    (tensors, blocks), (later_tensors, later_blocks) = held
+    assert later_tensors <= tensors
+    assert later_blocks - blocks < 1000, "8,500 requests and not an object for each"
     made.release()
-    assert made._scheduler.cache is None
+    assert scheduler.cache is None

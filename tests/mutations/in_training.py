@@ -121,8 +121,8 @@ TRAINING = (
     Mutation(
         "ppo-critic-not-in-the-checkpoint",
         "stages/ppo.py",
-        "actor=learning, critic=critic, optimizer=optimizer",
-        "actor=learning, optimizer=optimizer",
+        '{"actor": learning, "critic": lora.learning(critic)}',
+        '{"actor": learning}',
         _stage("ppo", "a_run_that_broke_off_goes_on_to_the_same_bytes"),
     ),
     Mutation(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bloomery.stages.common import Optimiser, is_held_out
+from bloomery.stages.common import Compute, Optimiser, is_held_out
+from bloomery.train import precision
 from bloomery.train.optim import Muon
 
 
@@ -41,6 +42,13 @@ def test_the_rate_of_every_step(settings: dict[str, float], rates: list[float]) 
     for step, rate in enumerate(rates):
         assert told.schedule_step(optimizer, step, len(rates)) == pytest.approx(rate)
         assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 2
+
+
+def test_answers_are_sampled_in_the_precision_of_training_on_a_gpu_only(monkeypatch) -> None:
+    fp32, bf16 = Compute(), Compute(precision="bf16")
+    assert (fp32.sampled_in(), bf16.sampled_in()) == (None, None) or torch.cuda.is_available()
+    monkeypatch.setattr(precision, "device", lambda: torch.device("cuda"))
+    assert (fp32.sampled_in(), bf16.sampled_in()) == (None, torch.bfloat16)
 
 
 def test_what_is_held_out_is_the_same_in_every_process() -> None:

@@ -6,13 +6,15 @@ token. A request that has ended leaves at once and the next takes its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 
 import torch
 
 from bloomery.errors import UsageError
-from bloomery.infer.sampling import Draw, check, sample
+from bloomery.infer import memory
+from bloomery.infer.sampling import Draw, NothingToDraw, check, sample
 from bloomery.infer.scheduler import Scheduler, Sequence
 from bloomery.models import KVCache, Llama
 from bloomery.models.packed import pack
@@ -30,9 +32,14 @@ class Engine:
     "length". The weights are looked at whenever requests come to an engine that has none, so that a call sees
     the policy in training as it is; they must not change while requests are in flight.
 
-    At most `max_batch` requests run at a time, in a cache of at most `cache_tokens` tokens (all contexts full
-    if not given); others wait. While some are running, prompts are read at most `chunk` tokens a step.
-    Stop strings need `decode`, from token ids to text.
+    At most `max_batch` requests run at a time, in a cache of at most `cache_tokens` tokens; others wait. If
+    that is not given, half of the memory that is free when requests come to an engine that has none may be
+    taken (`memory.budget`), at most all contexts full. While some are running, prompts are read at most
+    `chunk` tokens a step. Stop strings need `decode`, from token ids to text.
+
+    With `products` matrix products and the cache have that precision, as in a forward under autocast to it:
+    give what training has where products of it are fast. Else they have that of the weights, whatever
+    autocast is on.
 
     A request's uniform draws depend on its seed and step only. Its logits depend on its batch mates through
     the rounding of matrix products (about 1e-6 in float32), so a draw that falls within that distance of a
@@ -49,32 +56,35 @@ class Engine:
         cache_tokens: int | None = None,
         chunk: int = 512,
         decode: Callable[[list[int]], str] | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
         context = model.config.max_position_embeddings
-        cache_tokens = max_batch * context if cache_tokens is None else cache_tokens
-        for name, value in (("max_batch", max_batch), ("cache_tokens", cache_tokens), ("chunk", chunk)):
+        most = max_batch * context if cache_tokens is None else cache_tokens
+        for name, value in (("max_batch", max_batch), ("cache_tokens", most), ("chunk", chunk)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1", got=value)
         self.model, self.stop_id, self.pad_id = model, stop_id, pad_id
-        self.chunk, self.decode = chunk, decode
-        self._scheduler = Scheduler(max_batch, cache_tokens, self._new_cache)
+        self.chunk, self.decode, self.products = chunk, decode, products
+        self._measured = cache_tokens is None
+        self._scheduler = Scheduler(max_batch, most, self._new_cache)
         self._packed: Llama | None = None
         self._draw: tuple[int, Draw] | None = None
 
     def __call__(self, prompts: Seq[Seq[int]], params: Seq[SamplingParams]) -> list[Completion]:
         """One completion per prompt, in their order. Raises `UsageError` for what `submit` refuses, before
-        anything is generated. No memory is kept afterwards."""
+        anything is generated, and for requests that cannot go on (see `step`). No memory is kept
+        afterwards."""
         if len(prompts) != len(params):
             raise UsageError(
                 "one set of sampling parameters per prompt", got=f"{len(params)} for {len(prompts)}"
             )
-        made = [self._sequence(*pair, i) for i, pair in enumerate(zip(prompts, params, strict=True))]
         self._look_again()
+        made = [self._sequence(*pair, i) for i, pair in enumerate(zip(prompts, params, strict=True))]
         # Prompts of like length are read together with little padding, equal ones once.
         self._scheduler.waiting.extend(sorted(made, key=lambda seq: (-len(seq.prompt), seq.prompt)))
         try:
             while any(seq.finish_reason is None for seq in made):
-                self.step()
+                self._step_for(made)
         finally:
             for seq in made:
                 self.cancel(seq)
@@ -82,12 +92,13 @@ class Engine:
         return [seq.completion() for seq in made]
 
     def stream(self, prompt: Seq[int], params: SamplingParams) -> Iterator[int]:
-        """The tokens of one completion as they are drawn, the stop token included; the same as in a batch."""
+        """The tokens of one completion as they are drawn, the stop token included; the same as in a batch.
+        Raises `UsageError` as a call does."""
         seq = self.submit(prompt, params)
         given = 0
         try:
             while seq.finish_reason is None:
-                self.step()
+                self._step_for([seq])
                 yield from seq.tokens[given:]
                 given = len(seq.tokens)
         finally:
@@ -96,11 +107,12 @@ class Engine:
     def submit(self, prompt: Seq[int], params: SamplingParams) -> Sequence:
         """Queue a request. Raises `UsageError` for an empty prompt, one that leaves no room in the context,
         ids beyond the vocabulary, settings that mean nothing, and a request larger than the whole cache."""
-        seq = self._sequence(prompt, params)
         self._look_again()
+        seq = self._sequence(prompt, params)
         self._scheduler.waiting.append(seq)
         return seq
 
+    @torch.inference_mode()
     def cancel(self, seq: Sequence) -> None:
         """End a request now, with the reason "cancelled"; its place is free for the next step. One that has
         ended already stays as it is."""
@@ -108,15 +120,26 @@ class Engine:
             self._scheduler.remove(seq)
             seq.finish_reason = "cancelled"
 
+    def _step_for(self, made: list[Sequence]) -> None:
+        """A step for those who want all of `made` or nothing."""
+        if any(seq.finish_reason == "error" for seq in self.step()):
+            failed = [i for i, seq in enumerate(made) if seq.finish_reason == "error"]
+            if failed:
+                raise UsageError(
+                    f"request {failed[0]} cannot go on: its logits are NaN, infinite or all banned",
+                    got=f"nothing to draw for {len(failed)} of {len(made)} requests",
+                    do="look for a diverged training run, or a logit_bias that leaves no token",
+                )
+
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
         """Admit, read, and draw one token for each running request: returns those, ended ones among them.
-        In the precision of the weights, whatever autocast is on. Raises `UsageError` when the model's logits
-        leave nothing to draw."""
+        A request whose logits leave nothing to draw (NaN, infinite, all banned) ends with the reason "error",
+        and no other is touched."""
         scheduler = self._scheduler
         scheduler.admit()
-        with torch.autocast(self._device.type, enabled=False):
-            self._read()
+        with torch.autocast(self._device.type, dtype=self.products, enabled=self.products is not None):
+            failed = self._read()
             scheduler.follow()
             running = scheduler.rows[: scheduler.running]
             if running:
@@ -124,32 +147,40 @@ class Engine:
         for seq in reversed(running):
             if seq.finish_reason is not None:
                 scheduler.remove(seq)
-        return running
+        return failed + running
 
     def release(self) -> None:
         """Give back the cache and the packed weights, unless requests are in flight."""
         if self._scheduler.idle:
             self._scheduler.cache = self._packed = self._draw = None
 
-    def _read(self) -> None:
-        """Read up to a chunk of the prompts of the first rows that wait for it."""
+    def _read(self) -> list[Sequence]:
+        """Read up to a chunk of the prompts of the first rows that wait for it; returns those that cannot be
+        read on."""
         scheduler = self._scheduler
         start = scheduler.running
         if start == len(scheduler.rows):
-            return
+            return []
         budget = self.chunk if start else 4 * self.chunk
         count = max(1, budget // scheduler.rows[start].unread)
         rows = scheduler.rows[start : start + count]
-        room = self.model.config.max_position_embeddings - max(seq.cached for seq in rows)
+        # All read on by the same width: one that has read much must not lengthen the cache beyond any need.
+        room = scheduler.longest - max(seq.cached for seq in rows)
         width = min(max(seq.unread for seq in rows), max(1, budget // len(rows)), room)
         pieces = [seq.prompt[seq.cached : min(seq.cached + width, len(seq.prompt) - 1)] for seq in rows]
         padded = [[*piece, *[self.pad_id] * (width - len(piece))] for piece in pieces]
         cache = scheduler.view(start, start + len(rows), width)
-        self._weights()(torch.tensor(padded, device=self._device), cache=cache)
-        for seq, piece in zip(rows, pieces, strict=True):
+        hidden = self._weights()(torch.tensor(padded, device=self._device), cache=cache)
+        for seq, piece, sound in zip(rows, pieces, hidden.isfinite().flatten(1).all(1).tolist(), strict=True):
             seq.cached += len(piece)
-            if not seq.unread:
+            seq.finish_reason = None if sound else "error"
+        failed = [seq for seq in rows if seq.finish_reason == "error"]
+        for seq in reversed(failed):
+            scheduler.remove(seq)
+        for seq in rows:
+            if not seq.unread and seq not in failed:
                 scheduler.promote(seq)
+        return failed
 
     def _decode(self, running: list[Sequence]) -> None:
         """One more token for every running row."""
@@ -158,9 +189,19 @@ class Engine:
             self._draw = scheduler.changes, Draw.of([seq.params for seq in running], self._device)
         newest = torch.tensor([[seq.last] for seq in running], device=self._device)
         steps = torch.tensor([len(seq.tokens) for seq in running], device=self._device)
-        hidden = model(newest, cache=scheduler.view(0, len(running), 1))[:, -1]
-        drawn = (one.tolist() for one in sample(model.logits(hidden), self._draw[1], steps))
-        for seq, token, logprob, full in zip(running, *drawn, strict=True):
+        logits = model.logits(model(newest, cache=scheduler.view(0, len(running), 1))[:, -1])
+        try:
+            drawn = sample(logits, self._draw[1], steps)
+        except NothingToDraw as error:
+            for row in error.rows:
+                running[row].finish_reason = "error"
+            left = [row for row, seq in enumerate(running) if seq.finish_reason is None]
+            if not left:
+                return
+            running = [running[row] for row in left]
+            draw = Draw.of([seq.params for seq in running], self._device)
+            drawn = sample(logits[left], draw, steps[left])
+        for seq, token, logprob, full in zip(running, *(one.tolist() for one in drawn), strict=True):
             seq.cached += 1
             seq.tokens.append(token)
             seq.logprobs.append(logprob)
@@ -171,33 +212,38 @@ class Engine:
         """Whether the token just drawn was the last."""
         if token in seq.stop_ids:
             return "stop"
-        if seq.params.stop and self.decode is not None:
-            # Each token spells at least a byte, so no more of them can hold a stop string that just ended.
-            reach = max(len(text.encode()) for text in seq.params.stop) + 1
-            tail = self.decode(seq.tokens[-reach:])
-            if any(text in tail for text in seq.params.stop):
-                return "stop"
+        if seq.params.stop and self.decode is not None and ends(seq.params.stop, seq.tokens, self.decode):
+            return "stop"
         return "length" if len(seq.tokens) == seq.limit else None
 
     @property
     def _device(self) -> torch.device:
         return self.model.model.embed_tokens.weight.device
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.products or self.model.model.embed_tokens.weight.dtype
+
     def _look_again(self) -> None:
-        """Forget the weights unless requests are in flight. Whether they have changed cannot be told: a fused
-        optimizer writes them without raising their version counters."""
+        """Unless requests are in flight, see how much memory is free, and forget the weights. Whether they
+        have changed cannot be told: a fused optimizer writes them without raising their version counters."""
         if self._scheduler.idle:
+            if self._measured and (free := memory.free(self._device)) is not None:
+                config, cache = self.model.config, self._scheduler.cache
+                tokens = free // memory.token_bytes(config, self._dtype)
+                tokens += 0 if cache is None else cache.batch * cache.max_len
+                context = config.max_position_embeddings
+                self._scheduler.budget = memory.budget(tokens, context, self._scheduler.max_batch * context)
             self._packed = None
 
     def _weights(self) -> Llama:
         """The model laid out for decoding."""
         if self._packed is None:
-            self._packed = pack(self.model)
+            self._packed = pack(self.model, self.products)
         return self._packed
 
     def _new_cache(self, rows: int, tokens: int) -> KVCache:
-        dtype = self.model.model.embed_tokens.weight.dtype
-        return KVCache(self.model.config, rows, tokens, dtype=dtype, device=self._device)
+        return KVCache(self.model.config, rows, tokens, dtype=self._dtype, device=self._device)
 
     def _sequence(self, prompt: Seq[int], params: SamplingParams, index: int = 0) -> Sequence:
         check(params)
@@ -219,6 +265,8 @@ class Engine:
             )
         if params.stop and self.decode is None:
             raise UsageError("stop strings need an engine that can decode", got=params.stop)
+        if sum(value == -math.inf for _, value in params.logit_bias) == vocabulary:
+            raise UsageError(f"the logit_bias of prompt {index} bans every token", do="leave one to draw")
         limit = min(params.max_tokens, context - len(prompt))
         seq = Sequence(tuple(prompt), params, limit, frozenset((self.stop_id, *params.stop_ids)))
         if seq.need > self._scheduler.budget:
@@ -226,6 +274,24 @@ class Engine:
                 f"request {index} can never fit into the cache",
                 got=f"{len(prompt)} + {limit} tokens",
                 expected=f"at most {self._scheduler.budget + 1}",
-                do="shorten the prompt, ask for fewer tokens, or give the engine more cache_tokens",
+                do="shorten the prompt, ask for fewer tokens, or "
+                + ("free memory" if self._measured else "give the engine more cache_tokens"),
             )
         return seq
+
+
+def ends(stops: Seq[str], tokens: list[int], decode: Callable[[list[int]], str]) -> bool:
+    """Whether one of the stop strings ends in the last of the tokens, given that none did before.
+
+    Looks back until the tokens before the last spell enough, as some spell nothing (control ids) and some a
+    part of a character. Cutting between the bytes of a character makes at most three marks at either end.
+    """
+    enough = max(len(text) for text in stops) + 6
+    reach = enough
+    while True:
+        tail = decode(tokens[-reach:])
+        if any(text in tail for text in stops):
+            return True
+        if reach >= len(tokens) or len(decode(tokens[-reach:-1])) >= enough:
+            return False
+        reach *= 2

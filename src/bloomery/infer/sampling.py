@@ -16,6 +16,8 @@ from bloomery.types import SamplingParams
 
 # Probabilities are summed in blocks of this many tokens, and only one block of a row is searched.
 BLOCK = 64
+# What float32 can hold, and a temperature by which any sane logit can be divided within it.
+LARGEST, COLDEST = torch.finfo(torch.float32).max, 1e-30
 # Tokens looked at first when a filter needs the largest; times 8 until they hold enough probability.
 HEAD = 64
 
@@ -50,6 +52,18 @@ def uniforms(seeds: Tensor, steps: Tensor | int) -> Tensor:
     is in the batch and in whatever order.
     """
     return _shift(_splitmix(_splitmix(seeds) + steps), 11).double() * 2.0**-53
+
+
+class NothingToDraw(UsageError):
+    """`rows` of a batch whose logits are NaN or infinite, or that have every token banned."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(
+            "the model's logits leave no token to draw: they are NaN, infinite or all banned",
+            got=f"in rows {rows}",
+            do="look for a diverged training run, or a logit_bias that bans every token",
+        )
+        self.rows = rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +127,19 @@ def check(params: SamplingParams) -> None:
     ids = [token for token, _ in params.logit_bias]
     problems = (
         (params.max_tokens < 1, "max_tokens must be at least 1", params.max_tokens),
-        (not 0 <= params.temperature < math.inf, "temperature must be 0 or more", params.temperature),
+        (
+            params.temperature != 0 and not COLDEST <= params.temperature <= LARGEST,
+            f"temperature must be 0 (greedy), or {COLDEST} or more and finite",
+            params.temperature,
+        ),
         (not 0 < params.top_p <= 1, "top_p must be above 0 and at most 1", params.top_p),
         (not 0 <= params.min_p <= 1, "min_p must be 0 (off) to 1", params.min_p),
         (params.top_k < 0, "top_k must be 0 (off) or more", params.top_k),
-        (not all(b < math.inf for b in biases), "logit_bias must be finite, or -inf to ban a token", biases),
+        (
+            not all(abs(b) <= LARGEST or b == -math.inf for b in biases),
+            "logit_bias must be finite, or -inf to ban a token",
+            biases,
+        ),
         (len(set(ids)) < len(ids), "logit_bias names a token twice", ids),
         ("" in params.stop, "a stop string must not be empty", params.stop),
     )
@@ -131,8 +153,8 @@ def sample(logits: Tensor, draw: Draw, steps: Tensor | int) -> tuple[Tensor, Ten
 
     `logprobs` are those of the distribution drawn from: log softmax((logits + bias) / temperature) over what
     the filters keep, for a greedy row of log softmax(logits + bias). `full_logprobs` are those of
-    log softmax(logits). Both have the logits' precision, and at least float32. Raises `UsageError` when a row
-    has NaN or infinite logits, or a ban on every token.
+    log softmax(logits). Both have the logits' precision, and at least float32. Raises `NothingToDraw` for
+    rows with NaN or infinite logits, or a ban on every token.
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     own = logits
@@ -146,11 +168,9 @@ def sample(logits: Tensor, draw: Draw, steps: Tensor | int) -> tuple[Tensor, Ten
     if draw.filtered:
         logits = restrict(logits, draw)
     top = logits.amax(dim=-1, keepdim=True)
-    if not top.isfinite().all():
-        raise UsageError(
-            "the model's logits leave no token to draw: they are NaN, infinite or all banned",
-            do="look for a diverged training run, or a logit_bias that bans every token",
-        )
+    sound = top.isfinite()
+    if not sound.all():
+        raise NothingToDraw((~sound.squeeze(1)).nonzero().flatten().tolist())
     weights = (logits - top).exp_()
     if draw.greedy and best is not None:
         tokens, total = best, weights.sum(dim=-1, dtype=torch.float64)

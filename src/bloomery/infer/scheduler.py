@@ -77,17 +77,25 @@ class Scheduler:
     def idle(self) -> bool:
         return not (self.waiting or self.following or self.rows)
 
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest admitted request may need: no row of the cache is ever longer."""
+        return max((seq.need for seq in (*self.rows, *self.following)), default=0)
+
     def admit(self) -> None:
         """Let in those who fit: to a row of their own, or after a row with the same prompt."""
+        if not self.waiting:
+            return
         resident = [*self.rows, *self.following]
-        prompts, count = {seq.prompt for seq in resident}, len(resident)
-        longest = max((seq.need for seq in resident), default=0)
-        while self.waiting and count < self.max_batch:
-            seq = self.waiting[0]
-            longest, count = max(longest, seq.need), count + 1
+        longest = self.longest
+        coming: list[Sequence] = []
+        while self.waiting and (count := len(resident) + len(coming) + 1) <= self.max_batch:
+            longest = max(longest, self.waiting[0].need)
             if count * longest > self.budget:
-                return
-            self.waiting.popleft()
+                break
+            coming.append(self.waiting.popleft())
+        prompts = {seq.prompt for seq in resident} if coming else set()
+        for seq in coming:
             if seq.prompt in prompts and seq.unread:
                 self.following.append(seq)
             else:
@@ -124,12 +132,16 @@ class Scheduler:
         self.changes += 1
 
     def remove(self, seq: Sequence) -> None:
-        """Free the place of a sequence, wherever it is."""
+        """Free the place of a sequence, wherever it is. One that ended by an error may have left NaN there:
+        what is masked weighs nothing in attention, but 0 times NaN is NaN."""
         for queue in (self.waiting, self.following):
             if seq in queue:
                 queue.remove(seq)
                 return
         hole = self.rows.index(seq)
+        if seq.finish_reason == "error" and self.cache is not None:
+            for part in (*self.cache.keys, *self.cache.values):
+                part[hole] = 0
         if hole < self.running:
             self.running -= 1
             self.changes += 1
@@ -164,8 +176,7 @@ class Scheduler:
         cache = self.cache
         if cache is not None and rows <= cache.batch and tokens <= cache.max_len <= 2 * tokens + PIECE:
             return cache
-        longest = max(seq.need for seq in (*self.rows, *self.following))
-        tokens = max(tokens, min(longest, -(-(tokens + PIECE // 2) // PIECE) * PIECE))
+        tokens = max(tokens, min(self.longest, -(-(tokens + PIECE // 2) // PIECE) * PIECE))
         if cache is None:
             self.cache = cache = self.new_cache(rows, tokens)
             return cache

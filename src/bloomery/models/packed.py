@@ -21,13 +21,14 @@ USUAL_ROWS = 64
 
 
 class Product(nn.Module):
-    """One or more linear layers over the same input as one product: [..., D] -> [..., sum of outputs]."""
+    """One or more linear layers over the same input as one product: [..., D] -> [..., sum of outputs]. The
+    weights are kept in `dtype`, if given: read under autocast to the same, which casts what comes in."""
 
-    def __init__(self, *layers: nn.Linear) -> None:
+    def __init__(self, *layers: nn.Linear, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.widths = [layer.out_features for layer in layers]
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
+        biases = [layer.bias.detach().to(dtype) for layer in layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
         self.onednn = weight.dtype == torch.float32 and weight.device.type == "cpu" and _has_onednn()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_ROWS) if self.onednn else weight
@@ -54,11 +55,11 @@ def _has_onednn() -> bool:
 class PackedAttention(Attention):
     """`Attention` whose three projections are one product."""
 
-    def __init__(self, source: Attention) -> None:
+    def __init__(self, source: Attention, dtype: torch.dtype | None) -> None:
         nn.Module.__init__(self)
         self.layer, self.head_dim = source.layer, source.head_dim
-        self.qkv = Product(source.q_proj, source.k_proj, source.v_proj)
-        self.o_proj = cast(nn.Linear, Product(source.o_proj))
+        self.qkv = Product(source.q_proj, source.k_proj, source.v_proj, dtype=dtype)
+        self.o_proj = cast(nn.Linear, Product(source.o_proj, dtype=dtype))
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.qkv.parts(x)
@@ -67,10 +68,10 @@ class PackedAttention(Attention):
 class PackedSwiGLU(SwiGLU):
     """`SwiGLU` whose two products over the input are one."""
 
-    def __init__(self, source: SwiGLU) -> None:
+    def __init__(self, source: SwiGLU, dtype: torch.dtype | None) -> None:
         nn.Module.__init__(self)
-        self.wide = Product(source.gate_proj, source.up_proj)
-        self.down_proj = cast(nn.Linear, Product(source.down_proj))
+        self.wide = Product(source.gate_proj, source.up_proj, dtype=dtype)
+        self.down_proj = cast(nn.Linear, Product(source.down_proj, dtype=dtype))
 
     def widen(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.wide.parts(x)
@@ -79,7 +80,7 @@ class PackedSwiGLU(SwiGLU):
 class PackedLlama(Llama):
     """`Llama` over packed weights; embeddings, norms and rotary tables are shared with the source."""
 
-    def __init__(self, source: Llama) -> None:
+    def __init__(self, source: Llama, dtype: torch.dtype | None) -> None:
         with torch.device("meta"):
             super().__init__(source.config)
         trunk = source.model
@@ -89,8 +90,9 @@ class PackedLlama(Llama):
             mine, theirs = cast(Block, mine), cast(Block, theirs)
             mine.input_layernorm = theirs.input_layernorm
             mine.post_attention_layernorm = theirs.post_attention_layernorm
-            mine.self_attn, mine.mlp = PackedAttention(theirs.self_attn), PackedSwiGLU(theirs.mlp)
-        self.unembed = Product(_unembedding(source))
+            mine.self_attn = PackedAttention(theirs.self_attn, dtype)
+            mine.mlp = PackedSwiGLU(theirs.mlp, dtype)
+        self.unembed = Product(_unembedding(source), dtype=dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.unembed(hidden)
@@ -107,8 +109,9 @@ def _unembedding(model: Llama) -> nn.Linear:
     return layer
 
 
-def pack(model: Llama) -> Llama:
+def pack(model: Llama, dtype: torch.dtype | None = None) -> Llama:
     """A twin of `model` for inference: equal results to rounding, not trainable, a snapshot of the weights.
+    With `dtype` the weights of its products are kept in that, for a forward under autocast to it.
 
     A model whose projections are not plain linear layers (adapters, say) is returned as it is.
     """
@@ -119,5 +122,5 @@ def pack(model: Llama) -> Llama:
         for layer in part.children()
     )
     if all(type(layer) is nn.Linear for layer in projections):
-        return PackedLlama(model)
+        return PackedLlama(model, dtype)
     return model

@@ -83,6 +83,12 @@ class Compute(Section):
         """Prepare this process; returns the context for forward passes, and the device."""
         return precision.setup(self.precision, self.threads), precision.device()
 
+    def sampled_in(self) -> torch.dtype | None:
+        """The precision of the products by which answers are drawn, for `Engine`: the stage's own on a GPU,
+        on a CPU that of the weights (None)."""
+        on_gpu = precision.device().type == "cuda"
+        return torch.bfloat16 if self.precision == "bf16" and on_gpu else None
+
 
 class Training(Compute):
     """Where and how precisely a stage trains."""

@@ -108,7 +108,8 @@ def answer(
         chat = Chat(Tokenizer.load(arm.model))
         model = hub.load(arm.model).to(device)
         stop = chat.tokenizer.end_id if arm.chat else chat.tokenizer.doc_id
-        engine = Engine(model, stop_id=stop, pad_id=chat.tokenizer.pad_id)
+        pad, products = chat.tokenizer.pad_id, recipe.compute.sampled_in()
+        engine = Engine(model, stop_id=stop, pad_id=pad, products=products)
         policy = Policy(id=arm.name, digest=digest_path(arm.model))
         for draw in range(arm.samples):
             seed = derive(recipe.seed, arm.name, draw)

@@ -107,8 +107,9 @@ class Sampler:
         chat: Chat,
         say: Callable[[str], None],
         prompts: list[Prompt] | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
-        """`prompts` are those of the recipe, if not given."""
+        """`prompts` are those of the recipe, if not given; `products` as of `Engine`."""
         tools = Tools(chat, next(actor.parameters()).device, actor)
         parts = []
         if recipe.reward is not None:
@@ -119,7 +120,8 @@ class Sampler:
             prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, say)
         self.prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, say)
         self.gold = gold_grades(recipe.world)
-        self.engine = Engine(actor, stop_id=chat.tokenizer.end_id, pad_id=chat.tokenizer.pad_id)
+        stop, pad = chat.tokenizer.end_id, chat.tokenizer.pad_id
+        self.engine = Engine(actor, stop_id=stop, pad_id=pad, products=products)
         self.recipe, self.chat = recipe, chat
 
     def ask(self, step: int, samples: int = 1) -> list[Rollout]:
