@@ -12,6 +12,7 @@ from bloomery.models.slates import (
     Batch,
     Example,
     answer_logprobs,
+    in_batches,
     read_slates,
     shared_length,
 )
@@ -75,6 +76,10 @@ def test_a_prompt_is_read_once_however_many_answers_it_has(loud_llama: Llama) ->
         answer_logprobs(loud_llama, slates()[:2], 0)
     handle.remove()
     assert sum(read) == 3 + 7 + 5 + 3
+
+
+def test_no_rows_are_no_batches() -> None:
+    assert list(in_batches([], 8192)) == []
 
 
 def test_what_sequences_share_ends_where_they_differ_or_at_the_limit() -> None:

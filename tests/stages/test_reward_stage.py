@@ -396,6 +396,21 @@ def test_demonstrations_score_zero_on_average(chat: Chat, model_dir: Path, tmp_p
     assert abs(mean["plain"]) > 0.01
 
 
+def test_demonstrations_of_which_none_fits_are_refused_before_training(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two " * 70}]
+    long = tiny.write_lines(tmp_path / "long.jsonl", [{"id": "a", "messages": messages}])
+    bad = tiny.write_lines(tmp_path / "bad.jsonl", [{"id": "a", "messages": []}])
+    file = save(SAID, tmp_path / "rankings.jsonl")
+    monkeypatch.delattr(reward.update, "apply")
+    for shown, got in ((long, "1 conversations, 0 within 64 tokens"), (bad, "0 conversations, 0 within")):
+        with pytest.raises(UsageError, match="no demonstration's score can become 0") as refused:
+            train(model_dir, [file], tmp_path / f"out-{shown.stem}", demonstrations=shown)
+        assert got in str(refused.value)
+        assert "give shorter demonstrations, or none" in str(refused.value)
+
+
 def test_slates_longer_than_the_context_are_left_out_and_counted(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,7 +68,7 @@ def read_slates(
     batch_tokens: int,
 ) -> Tensor:
     """`read`, which returns a value (or a row of values) for each sequence of a batch, over all slates: `[N]`
-    or `[N, ...]` in the order given, slate after slate.
+    or `[N, ...]` in the order given, slate after slate; `[0]` where there is none.
 
     A slate shares at most its `limits` tokens. A row longer than `context` is split; a batch holds at most
     `batch_tokens` padded positions, or one row.
@@ -84,8 +84,8 @@ def read_slates(
         found.append(read(batch))
         places += batch.places
     back = torch.empty(start, dtype=torch.long, device=device)
-    back[torch.tensor(places, device=device)] = torch.arange(start, device=device)
-    return torch.cat(found)[back]
+    back[torch.tensor(places, dtype=torch.long, device=device)] = torch.arange(start, device=device)
+    return torch.cat(found)[back] if found else torch.zeros(0, device=device)
 
 
 def answer_logprobs(
@@ -148,7 +148,8 @@ def in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]
             yield batch
             batch, used = [], row.length
         batch.append(row)
-    yield batch
+    if batch:
+        yield batch
 
 
 def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:

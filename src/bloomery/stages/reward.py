@@ -129,6 +129,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         slates = make_slates(rankings, chat, recipe.use_corrections)
         limit = model.config.max_position_embeddings
         training, held_out = split(slates, limit, recipe.held_out, run.line)
+        shown = demonstrated(recipe.demonstrations, chat, limit) if recipe.demonstrations else []
         for line in idle(recipe):
             run.line(line)
         taught, people = lessons(training, rankings, recipe.combine, num_rated(recipe), run.line)
@@ -163,8 +164,8 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             run.log(step, metrics)
         if recipe.head == "3h":
             fold(model, shares)
-        if recipe.demonstrations is not None:
-            shift_to_zero(model, recipe.demonstrations, chat)
+        if shown:
+            shift_to_zero(model, shown, chat.tokenizer.pad_id)
         found = [scored(model, s, chat.tokenizer.pad_id) for s in held_out]
         favours = length_preference([s.texts for s in training], [s.ranks for s in training])
         card = report_card(found, favours, read_gold(recipe.gold))
@@ -298,10 +299,24 @@ def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int, 
     return float(right.sum() / pairs.sum().clamp(min=1))
 
 
-def shift_to_zero(model: ScalarModel, demonstrations: Path, chat: Chat) -> None:
-    """Shift the output so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4)."""
-    conversations = read_all(read_conversations, [demonstrations], "skip", lambda text: None)
+def demonstrated(path: Path, chat: Chat, limit: int) -> list[list[int]]:
+    """The demonstrations whose mean score is to be 0, as tokens: those of at most `limit` of them.
+
+    Raises `UsageError` where there is none: this is read before the training that it would end.
+    """
+    conversations = read_all(read_conversations, [path], "skip", lambda text: None)
     sequences = [chat.render(c.messages).tokens for c in conversations]
-    fit = [q for q in sequences if len(q) <= model.config.max_position_embeddings]
-    with torch.no_grad():
-        model.shift -= score_sequences(model, fit, chat.tokenizer.pad_id).mean()
+    if fit := [q for q in sequences if len(q) <= limit]:
+        return fit
+    raise UsageError(
+        "no demonstration's score can become 0",
+        where=str(path),
+        got=f"{len(sequences)} conversations, 0 within {limit} tokens",
+        do="give shorter demonstrations, or none: then scores are not shifted",
+    )
+
+
+@torch.no_grad()
+def shift_to_zero(model: ScalarModel, demonstrations: Sequence[Sequence[int]], pad_id: int) -> None:
+    """Shift the output so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4)."""
+    model.shift -= score_sequences(model, demonstrations, pad_id).mean()
