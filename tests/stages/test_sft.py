@@ -18,7 +18,7 @@ from bloomery.errors import DataError
 from bloomery.lineage import digest_file
 from bloomery.models import hub, llama
 from bloomery.models.llama import Llama
-from bloomery.stages import sft
+from bloomery.stages import common, sft
 from bloomery.stages.common import Optimiser, is_held_out
 from bloomery.stages.sft import Sft
 from bloomery.text.chat import Chat
@@ -199,6 +199,16 @@ def test_every_step_replays_other_text(
     file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
     metrics = train(model_dir, [file], tmp_path / "out", batch=2, epochs=2, **text)
     assert numbers == [row["step"] for row in metrics] == [0, 1, 2, 3, 4]
+
+
+def test_the_next_steps_text_is_packed_while_a_step_is_under_way(
+    chat: Chat, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = tiny.makers(monkeypatch, common, "pack_documents")
+    text = {"corpus": tiny.corpus(chat.tokenizer, tmp_path / "corpus").path, "replay": {"length": 20}}
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
+    train(model_dir, [file], tmp_path / "out", batch=2, epochs=1, **text)
+    assert makers == ["MainThread", "ahead_0"]
 
 
 def test_who_is_held_out_is_decided_by_name(model_dir: Path, tmp_path: Path, watch: Watch) -> None:
