@@ -305,6 +305,23 @@ def test_micro_batches_change_no_gradient(
     assert cut == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 40])
+def test_a_budget_of_tokens_bounds_what_is_computed_at_a_time_and_changes_no_gradient(
+    model_dir: Path, tmp_path: Path, watch: Watch, batch_tokens: int
+) -> None:
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows([*TALKS, *TALKS]))
+    whole = train(model_dir, [file], tmp_path / "whole", batch=10)[0]
+    (packed,) = watch.batches
+    parts = train(model_dir, [file], tmp_path / "parts", batch=10, batch_tokens=batch_tokens)[0]
+    (num_rows, width), sizes = packed.tokens.shape, [part.tokens.shape for part in watch.batches[1:]]
+    assert sum(rows for rows, _ in sizes) == num_rows
+    assert len(sizes) > 1
+    assert all(rows == 1 or rows * width <= batch_tokens for rows, width in sizes)
+    assert any(rows > 1 for rows, _ in sizes) == (batch_tokens >= 2 * width)
+    torch.testing.assert_close(watch.gradients[0], watch.gradients[1], atol=1e-6, rtol=1e-5)
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
 def test_authors_of_a_file_are_people_and_those_of_a_run_are_named_by_it(
     model_dir: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,9 @@ class Sft(Section):
     """Conversations of a step, over all its micro-batches."""
     micro_batches: int = Field(1, ge=1)
     """The step is computed in this many parts: same loss, less memory."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Padded positions that are computed at a time: a part with more is cut further, so memory is bounded
+    whatever the lengths."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the conversations kept for `eval_loss`."""
     evaluate_every: int = Field(50, ge=1)
@@ -81,7 +84,8 @@ def run(recipe: Sft, out: Path) -> None:
             size = -(-len(chosen) // recipe.micro_batches)
             parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
             text = recipe.replay.text(model, corpus, recipe.seed, step) if corpus else None
-            return list(names), [pack(part, chat.tokenizer.pad_id) for part in parts], text
+            packed = (pack(part, chat.tokenizer.pad_id) for part in parts)
+            return list(names), [cut for part in packed for cut in part.within(recipe.batch_tokens)], text
 
         batches = ahead(make, total)
         for step in run.steps(total):
