@@ -149,7 +149,7 @@ TRAINING = (
     # Rewards and preferences.
     Mutation(
         "reward-shifted-the-other-way",
-        "stages/reward.py",
+        "stages/zero.py",
         "model.shift -= score_sequences",
         "model.shift += score_sequences",
         _stage("reward_stage", "demonstrations_score_zero_on_average"),

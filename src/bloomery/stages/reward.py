@@ -19,7 +19,7 @@ from torch import Tensor
 from bloomery.data.batches import TokenBatch
 from bloomery.data.loader import ahead, batch_indices
 from bloomery.data.shards import Corpus
-from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
+from bloomery.data.sources import OnBadRow, read_rankings
 from bloomery.errors import UsageError
 from bloomery.evals.reward import Scored, length_preference, read_gold, report_card
 from bloomery.models import hub
@@ -36,11 +36,12 @@ from bloomery.objectives.reward import (
 )
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.heads import fold, widen
-from bloomery.rewards.model import score_batches, score_groups, score_sequences, score_slates
+from bloomery.rewards.model import score_batches, score_groups, score_slates
 from bloomery.stages.common import Context, Lora, Optimiser, Replay, Training, read_all, tune
 from bloomery.stages.lessons import Combine, lessons
 from bloomery.stages.people import authors, count_people
 from bloomery.stages.slates import HEADS, Slate, Told, make_slates, split, told
+from bloomery.stages.zero import demonstrated, shift_to_zero
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -336,26 +337,3 @@ def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int, 
     scores, ranks, mask = forward(model, slates, pad_id)
     right, pairs = pair_accuracy(overall(scores, shares), ranks, mask)
     return float(right.sum() / pairs.sum().clamp(min=1))
-
-
-def demonstrated(path: Path, chat: Chat, limit: int) -> list[list[int]]:
-    """The demonstrations whose mean score is to be 0, as tokens: those of at most `limit` of them.
-
-    Raises `UsageError` where there is none: this is read before the training that it would end.
-    """
-    conversations = read_all(read_conversations, [path], "skip", lambda text: None)
-    sequences = [chat.render(c.messages).tokens for c in conversations]
-    if fit := [q for q in sequences if len(q) <= limit]:
-        return fit
-    raise UsageError(
-        "no demonstration's score can become 0",
-        where=str(path),
-        got=f"{len(sequences)} conversations, 0 within {limit} tokens",
-        do="give shorter demonstrations, or none: then scores are not shifted",
-    )
-
-
-@torch.no_grad()
-def shift_to_zero(model: ScalarModel, demonstrations: Sequence[Sequence[int]], pad_id: int) -> None:
-    """Shift the output so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4)."""
-    model.shift -= score_sequences(model, demonstrations, pad_id).mean()
