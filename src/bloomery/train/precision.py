@@ -97,6 +97,5 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 def compile_seconds() -> float:
-    """For how long the blocks last given to `compile_blocks`, and what came after them, were compiled: time
-    on the wall, no more than has passed."""
+    """Since the last `compile_blocks`: seconds on the wall in which something was being compiled."""
     return _compiling.seconds
