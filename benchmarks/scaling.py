@@ -1,9 +1,10 @@
 """How our cost grows: with the width, the batch, the context, the number K of ranked answers, the number n of
-answers to a prompt. One thing changes at a time, the rest stays at size S.
+answers to a prompt, the vocabulary. One thing changes at a time, the rest stays at size S.
 
-    python benchmarks/scaling.py [--axis width,batch,context,k,n] [--rounds 3] [--threads N]
+    python benchmarks/scaling.py [--axis width,batch,context,k,n,vocabulary,whole] [--rounds 3] [--threads N]
 
-Prints a table; writes runs/bench/scaling.json and one plot for each axis, runs/bench/scaling-AXIS.svg.
+`whole` is `vocabulary` with all logits at once, as one would write it: what the pieces save is between the
+two. Prints a table; writes runs/bench/scaling.json and one plot for each axis, runs/bench/scaling-AXIS.svg.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ AXES: Mapping[str, tuple[str, str, Sequence[int]]] = {
     "context": ("pretrain", "tok/s", (64, 128, 256, 512)),
     "k": ("reward", "answers/s", (2, 4, 6, 9)),
     "n": ("rollout", "tok/s", (1, 4, 16, 64)),
+    "vocabulary": ("vocabulary", "tok/s", (4096, 16384, 50304)),
+    "whole": ("vocabulary", "tok/s", (4096, 16384, 50304)),
 }
-STEPS = {"pretrain": 4, "reward": 4, "rollout": 1}
-PRECISION = {"pretrain": "bf16", "reward": "bf16", "rollout": "fp32"}
+STEPS = {"pretrain": 4, "reward": 4, "rollout": 1, "vocabulary": 2}
+PRECISION = {"pretrain": "bf16", "reward": "bf16", "rollout": "fp32", "vocabulary": "bf16"}
 # The plots stand alone, so what the report's style sheet says of lines is said again, with fixed colours.
 STYLE = (
     "<style>text{font:11.5px sans-serif;fill:#6a635a}line.rule{stroke:#e7e2da}line.axis{stroke:#a39b90}"
@@ -94,8 +97,44 @@ def rollout(pace: Any, settings: dict[str, Any]) -> None:
     rollouts.sample(pace, rollouts.our_engine(settings), asked)
 
 
-def point(axis: str, x: int, arguments: argparse.Namespace) -> list[float]:
-    """The rate of every timed round at one value of an axis."""
+def vocabulary(pace: Any, settings: dict[str, Any]) -> None:
+    """Pretraining steps of a model that knows so many tokens, on tokens drawn at random: its log-probs are
+    those of every stage, or, for `whole`, made of all logits at once."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from bloomery.data.batches import TokenBatch
+    from bloomery.models import Llama, LlamaConfig, init
+    from bloomery.stages.common import mean_loss
+    from bloomery.train import optim, precision
+
+    shape, whole = SIZES["S"], settings.get("whole")
+    vocab = whole or settings["vocabulary"]
+    autocast = precision.setup(settings["precision"], settings["threads"])
+    heads = shape.width // 64
+    model = Llama(LlamaConfig.shape(shape.width, shape.depth, heads, vocab, context=shape.context))
+    init(model, 0)
+    optimizer = optim.adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    draws = torch.Generator().manual_seed(0)
+    while True:
+        pace.start()
+        tokens = torch.randint(0, vocab, (16, shape.context), generator=draws)
+        mask = torch.ones_like(tokens).bool()
+        mask[:, 0] = False
+        with autocast():
+            if whole:
+                logits = model.logits(model(tokens))[:, :-1].float()
+                loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            else:
+                loss = mean_loss(model, TokenBatch(tokens, mask, torch.ones_like(tokens).int()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pace.end(tokens.numel(), loss=float(loss.detach()))
+
+
+def point(axis: str, x: int, arguments: argparse.Namespace) -> tuple[list[float], float]:
+    """The rate of every timed round at one value of an axis, and the peak of memory in MB."""
     work, unit, _ = AXES[axis]
     settings = {
         axis: x,
@@ -111,10 +150,9 @@ def point(axis: str, x: int, arguments: argparse.Namespace) -> list[float]:
     try:
         worker.answer()
         rounds = [value(worker.round(STEPS[work]), unit) for _ in range(arguments.rounds + 1)]
-        worker.finish()
+        return rounds[1:], worker.finish()["peak_mb"]
     finally:
         worker.stop()
-    return rounds[1:]
 
 
 def plot(axis: str, found: Mapping[int, Sequence[float]]) -> str:
@@ -137,17 +175,20 @@ def main() -> int:
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    helper("material", "S", arguments.threads)
+    if any(AXES[axis][0] != "vocabulary" for axis in arguments.axis.split(",")):
+        helper("material", "S", arguments.threads)
     file = OUT / "scaling.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     print(f"load {os.getloadavg()[0]:.2f} before anything ran\n")
-    print("| axis | value | median | rounds |\n|---|---:|---:|---|")
+    print("| axis | value | median | rounds | peak MB |\n|---|---:|---:|---|---:|")
     for axis in arguments.axis.split(","):
-        found = {x: point(axis, x, arguments) for x in AXES[axis][2]}
-        for x, rounds in found.items():
-            shown = " ".join(map(number, rounds))
-            print(f"| {axis} | {x} | {number(median(rounds))} {AXES[axis][1]} | {shown} |", flush=True)
+        found, peaks = dict[int, list[float]](), dict[int, float]()
+        for x in AXES[axis][2]:
+            found[x], peaks[x] = point(axis, x, arguments)
+            shown = f"{number(median(found[x]))} {AXES[axis][1]} | {' '.join(map(number, found[x]))}"
+            print(f"| {axis} | {x} | {shown} | {peaks[x]:.0f} |", flush=True)
         results[axis] = {str(x): rounds for x, rounds in found.items()}
+        results[f"{axis} peak_mb"] = {str(x): peak for x, peak in peaks.items()}
         file.write_text(json.dumps(results, indent=1) + "\n")
         (OUT / f"scaling-{axis}.svg").write_text(plot(axis, found), encoding="utf-8")
     return 0

@@ -166,3 +166,24 @@ def test_a_device_is_waited_for_where_a_round_begins_and_ends(bench: ModuleType)
         pace.end(1)
     assert waits == [3, 0]
     assert '"units": 3.0' in said.getvalue()
+
+
+def test_both_ways_to_log_probs_learn_the_same(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary's axis: logits in pieces, and all at once; losses step by step."""
+    from io import StringIO
+
+    import scaling
+    from case import Shape
+    from worker import Finished, Pace
+
+    monkeypatch.setitem(scaling.SIZES, "S", Shape(64, 1, 16))
+    assert scaling.AXES["whole"] == scaling.AXES["vocabulary"]
+    losses = {}
+    for axis in ("vocabulary", "whole"):
+        pace = Pace(StringIO('{"steps": 3}\n'), StringIO())
+        with pytest.raises(Finished):
+            scaling.vocabulary(pace, {axis: 50, "precision": "fp32", "threads": 1})
+        losses[axis] = pace.facts["loss"]
+        assert pace.units == 3 * 16 * 16
+    assert losses["vocabulary"] == pytest.approx(losses["whole"], abs=1e-4)
+    assert losses["whole"][2] != pytest.approx(losses["whole"][0], abs=1e-3)

@@ -11,8 +11,12 @@ from bloomery.models.slates import (
     SPARE,
     Batch,
     Example,
+    answer_groups,
     answer_logprobs,
-    read_slates,
+    batch_logprobs,
+    batched,
+    in_batches,
+    read_batches,
     shared_length,
 )
 
@@ -62,6 +66,21 @@ def test_shared_prompts_change_no_gradient(loud_llama: Llama) -> None:
     torch.testing.assert_close(gradient(together), gradient(apart), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 30, 8192])
+def test_groups_hold_whole_slates_and_change_no_logprob(loud_llama: Llama, batch_tokens: int) -> None:
+    context = loud_llama.config.max_position_embeddings
+    groups = answer_groups(slates(), context=context, pad_id=0, batch_tokens=batch_tokens)
+    assert sorted(i for group in groups for i in group.slates) == [0, 1, 2, 3]
+    assert {len(group.batches) for group in groups if 3 in group.slates} == {2 if batch_tokens < 8192 else 1}
+    assert [group.slates for group in groups if 3 in group.slates] == [(3,)]  # it needs more than one row
+    assert len(groups) == {1: 4, 30: 2, 8192: 2}[batch_tokens]
+    whole = answer_logprobs(loud_llama, slates(), 0)[0].split([len(slate) for slate in slates()])
+    for group in groups:
+        answers = [example for i in group.slates for example in slates()[i]]
+        found = batch_logprobs(loud_llama, group.batches, answers)[0]
+        torch.testing.assert_close(found, torch.cat([whole[i] for i in group.slates]))
+
+
 def test_the_pad_id_makes_no_difference(loud_llama: Llama) -> None:
     with torch.no_grad():
         first, other = (answer_logprobs(loud_llama, slates(), pad)[0] for pad in (0, 49))
@@ -75,6 +94,10 @@ def test_a_prompt_is_read_once_however_many_answers_it_has(loud_llama: Llama) ->
         answer_logprobs(loud_llama, slates()[:2], 0)
     handle.remove()
     assert sum(read) == 3 + 7 + 5 + 3
+
+
+def test_no_rows_are_no_batches() -> None:
+    assert list(in_batches([], 8192)) == []
 
 
 def test_what_sequences_share_ends_where_they_differ_or_at_the_limit() -> None:
@@ -93,15 +116,10 @@ def test_no_batch_is_large_or_mostly_padding(most: int) -> None:
         shapes.append((*batch.tokens.shape, int((batch.segments > 0).sum())))
         return torch.tensor([end for _, _, end in batch.at])
 
-    found = read_slates(
-        read,
-        [[[7] * n] for n in reversed(lengths)],
-        [0] * len(lengths),
-        context=300,
-        pad_id=0,
-        device=torch.device("cpu"),
-        batch_tokens=most,
+    batches = batched(
+        [[[7] * n] for n in reversed(lengths)], [0] * len(lengths), context=300, pad_id=0, batch_tokens=most
     )
+    found = read_batches(read, batches, torch.device("cpu"))
     assert found.tolist() == lengths[::-1]
     assert sum(used for _, _, used in shapes) == sum(lengths)
     for rows, width, used in shapes:

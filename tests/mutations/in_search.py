@@ -78,8 +78,8 @@ SEARCH = (
     Mutation(
         "the-same-text-replayed",
         "stages/rejection.py",
-        "learner.corpus, recipe.seed, number,",
-        "learner.corpus, recipe.seed, 0,",
+        "learner.corpus, recipe.seed, number)",
+        "learner.corpus, recipe.seed, 0)",
         REJECTION,
     ),
     Mutation(

@@ -157,21 +157,21 @@ TRAINING = (
     Mutation(
         "sft-replays-the-same-text",
         "stages/sft.py",
-        "recipe.replay.backward, model, corpus, recipe.seed, step, autocast)",
-        "recipe.replay.backward, model, corpus, recipe.seed, 0, autocast)",
+        "recipe.replay.text(model, corpus, recipe.seed, step)",
+        "recipe.replay.text(model, corpus, recipe.seed, 0)",
         _stage("sft", "every_step_replays_other_text"),
     ),
     Mutation(
         "reward-replays-the-same-text",
         "stages/reward.py",
-        "recipe.replay.loss(reader, corpus, recipe.seed, step)",
-        "recipe.replay.loss(reader, corpus, recipe.seed, 0)",
+        "recipe.replay.text(reader, corpus, recipe.seed, step)",
+        "recipe.replay.text(reader, corpus, recipe.seed, 0)",
         _stage("reward_stage", "every_step_replays_other_text"),
     ),
     # Rewards and preferences.
     Mutation(
         "reward-shifted-the-other-way",
-        "stages/reward.py",
+        "stages/zero.py",
         "model.shift -= score_sequences",
         "model.shift += score_sequences",
         _stage("reward_stage", "demonstrations_score_zero_on_average"),
@@ -193,8 +193,8 @@ TRAINING = (
     Mutation(
         "dpo-without-its-reference",
         "stages/prefer.py",
-        "ratio = logps - reference(slates)",
-        "ratio = logps",
+        "ratio = logps - torch.cat(",
+        "ratio = logps - 0 * torch.cat(",
         _stage("prefer", "the_first_step_by_hand"),
     ),
     Mutation(
@@ -212,10 +212,10 @@ TRAINING = (
         _stage("prefer", "what_counts_is_the_answer_with_its_end_and_nothing_of_the_prompt"),
     ),
     Mutation(
-        "kto-kl-takes-a-gradient",
+        "kto-kl-of-a-part-of-the-step",
         "stages/prefer.py",
-        "ratio[strays].mean().clamp(min=0).detach()",
-        "ratio[strays].mean().clamp(min=0)",
+        "kl = moved(model, slates, known)",
+        "kl = moved(model, slates[:1], known[:1])",
         _stage("prefer", "the_first_step_by_hand"),
     ),
     Mutation(

@@ -56,6 +56,11 @@ def test_the_pad_id_makes_no_difference(model: ScalarModel) -> None:
         torch.testing.assert_close(score_slates(model, SLATES, 0), score_slates(model, SLATES, 49))
 
 
+def test_nothing_to_score_has_no_scores(model: ScalarModel) -> None:
+    assert score_sequences(model, [], pad_id=0).shape == (0,)
+    assert RewardModel(model, 0)([]) == []
+
+
 def test_a_reward_model_scores_prompt_and_answer_together(model: ScalarModel) -> None:
     prompt = Prompt(id="p", messages=(Message(role="user", content="x"),))
     rollouts = [Rollout(prompt, (7, 8), Completion((9, 5), (0.0, 0.0), "stop"), "y")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from bloomery.data.convert import write
 from bloomery.errors import DataError, UsageError
 from bloomery.lineage import digest_file
-from bloomery.models import hub
+from bloomery.models import hub, slates
 from bloomery.models.llama import Llama
 from bloomery.objectives import preference
 from bloomery.stages import prefer
@@ -179,6 +180,7 @@ def said_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(SAID, tmp_path_factory.mktemp("said") / "rankings.jsonl")
 
 
+@pytest.mark.parametrize("batch_tokens", [8192, 1])
 @pytest.mark.parametrize(
     ("loss", "settings", "precompute"),
     [
@@ -198,7 +200,9 @@ def test_the_first_step_by_hand(
     loss: str,
     settings: dict[str, float],
     precompute: bool,
+    batch_tokens: int,
 ) -> None:
+    """With one token a batch each prompt is learnt from by itself, and the step is the same."""
     model, reference = hub.load(model_dir), hub.load(other_dir)
     slates, _ = slates_of(SAID, chat)
     if loss == "kto":
@@ -223,11 +227,38 @@ def test_the_first_step_by_hand(
             reference=other_dir,
             precompute=precompute,
             batch=len(slates),
+            batch_tokens=batch_tokens,
         )
     assert found["objective"].item() == pytest.approx(want.item(), abs=1e-5)
     in_order = sorted(model.parameters(), key=lambda p: p.dim() < 2)  # those that decay stand first
     slopes = torch.cat([slope.flatten() for slope in torch.autograd.grad(want, in_order)])
     torch.testing.assert_close(found["gradient"], slopes, atol=1e-5, rtol=1e-3)
+
+
+def test_the_next_steps_slates_are_laid_out_while_a_step_is_under_way(
+    model_dir: Path, said_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = tiny.makers(monkeypatch, prefer, "laid_out")
+    train(model_dir, said_file, tmp_path / "out", batch=1)
+    assert makers == ["MainThread", "ahead_0", "ahead_0"]
+
+
+@pytest.mark.parametrize("loss", list(preference.losses))
+def test_parts_of_a_step_leave_the_gradient_of_the_whole(chat: Chat, loss: str) -> None:
+    """And no part's graph is there when the next is read."""
+    shown = with_strays(slates_of(SAID, chat)[0], 64)
+    model, bound = tiny.language_model(chat.tokenizer.vocab_size, 3), preference.losses.bind(loss, {})
+    reference = torch.linspace(-30.0, -20.0, sum(len(s.answers) for s in shown))
+    found = []
+    for batch_tokens in (8192, 1):
+        groups = prefer.laid_out(shown, 64, chat.tokenizer.pad_id, batch_tokens)
+        objective, metrics = prefer.backward(model, shown, groups, reference, bound, nullcontext)
+        found.append([objective, tiny.held_gradient(model), torch.tensor(list(metrics.values()))])
+        model.zero_grad()
+    assert len(groups) == 3
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+    assert float(found[0][1].norm()) > 0.01
 
 
 def test_what_is_logged(model_dir: Path, said_file: Path, tmp_path: Path) -> None:
@@ -253,13 +284,14 @@ def test_each_answer_is_read_once_and_the_reference_once_in_a_run(
     model_dir: Path, said_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = {True: 0, False: 0}
-    real = prefer.answer_logprobs
+    real = slates.batch_logprobs
 
-    def counted(model: Llama, slates: Any, *rest: Any) -> Any:
-        read[next(model.parameters()).requires_grad] += sum(len(s) for s in slates)
-        return real(model, slates, *rest)
+    def counted(model: Llama, batches: Any, answers: Any) -> Any:
+        read[next(model.parameters()).requires_grad] += len(answers)
+        return real(model, batches, answers)
 
-    monkeypatch.setattr(prefer, "answer_logprobs", counted)
+    for module in (slates, prefer):
+        monkeypatch.setattr(module, "batch_logprobs", counted)
     train(model_dir, said_file, tmp_path / "out", batch=3, epochs=3)
     answers = 4 + 2 + 5  # and not two for each of the 15 pairs
     assert read == {True: 3 * answers, False: answers}
@@ -317,7 +349,7 @@ class HubWithout:
         return hub.load(path)
 
 
-# Beside what every run needs; `on_bad_row`, `held_out` and `precompute` have tests of their own.
+# Beside what every run needs. `on_bad_row`, `held_out`, `precompute`, `batch_tokens` have tests of their own.
 CHANGES: dict[str, dict[str, Any]] = {
     "reference": {"reference": "other"},
     "loss": {"loss": "hinge"},
@@ -337,7 +369,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_setting_makes_a_difference(
     model_dir: Path, other_dir: Path, said_file: Path, tmp_path: Path
 ) -> None:
-    elsewhere = {"model", "rankings", "on_bad_row", "held_out", "precompute"}
+    elsewhere = {"model", "rankings", "on_bad_row", "held_out", "precompute", "batch_tokens"}
     assert set(CHANGES) | elsewhere == set(Prefer.model_fields)
     usual: dict[str, Any] = {"batch": 1, "epochs": 2, "held_out": 0.4}
     outcome = {"usual": train(model_dir, said_file, tmp_path / "usual", **usual)}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def test_each_answer_is_read_once_however_many_rank_it(chat: Chat, model: Scalar
     assert sum(read.values()) == 5 + 2 + 5 + 2  # and not 4 + 3 + 4 + 2 + 5 + 5 + 2, nor two a pair
 
 
+def test_the_report_card_reads_slates_together(chat: Chat, model: ScalarModel) -> None:
+    slates, read = make_slates(SAID, chat, corrections=True), list[int]()
+    handle = model.register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
+    found = reward.scored(model, slates, chat.tokenizer.pad_id)
+    handle.remove()
+    assert read == [len(slates)]
+    for slate, one in zip(slates, found, strict=True):
+        alone = [tiny.scores_of(model, sequence)[-1].item() for sequence in slate.sequences]
+        assert (one.id, one.texts, one.ranks) == (slate.id, slate.texts, slate.ranks)
+        assert one.scores == pytest.approx(alone, abs=1e-5)
+
+
 def test_held_out_accuracy_counts_every_untied_pair(chat: Chat, model: ScalarModel) -> None:
     right = total = 0.0
     for r in SAID:
@@ -199,6 +212,7 @@ def test_recomputing_changes_no_bit(model_dir: Path, tmp_path: Path, monkeypatch
     assert set(seen) == {"again"}
 
 
+@pytest.mark.parametrize("batch_tokens", [8192, 1])
 @pytest.mark.parametrize("again", [False, True])
 def test_the_first_step_by_hand(
     chat: Chat,
@@ -207,10 +221,11 @@ def test_the_first_step_by_hand(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     again: bool,
+    batch_tokens: int,
 ) -> None:
     """Loss and gradient of a step that holds every ranking once, against the sum over rankings of what each
     says by itself; with the squared score and the pretraining text beside it; from an SFT model or from the
-    last round's reward model."""
+    last round's reward model; in one part or each slate by itself."""
     share = 0.1
     training = [r for r in SAID if not is_held_out(prompt_id(r.prompt), share)]
     assert len(training) == 6  # all but the last
@@ -238,13 +253,13 @@ def test_the_first_step_by_hand(
         raise KeyboardInterrupt
 
     models: list[ScalarModel] = []
-    real = reward.forward
+    real = reward.score_batches
 
-    def forward(model: ScalarModel, *rest: Any) -> Any:
+    def score_batches(model: ScalarModel, batches: Any) -> Any:
         models.append(model)
-        return real(model, *rest)
+        return real(model, batches)
 
-    monkeypatch.setattr(reward, "forward", forward)
+    monkeypatch.setattr(reward, "score_batches", score_batches)
     monkeypatch.setattr(reward.update, "apply", stop)
     with pytest.raises(KeyboardInterrupt):
         train(
@@ -258,9 +273,40 @@ def test_the_first_step_by_hand(
             replay={"coef": 2.0, "batch": 2, "length": 24},
             batch=len({r.prompt for r in training}),
             start=tmp_path / "start" if again else None,
+            batch_tokens=batch_tokens,
         )
+    assert len(models) == (1 if batch_tokens > 1 else 3)
     assert found["objective"].item() == pytest.approx(want.item(), abs=1e-5)
     torch.testing.assert_close(found["gradient"], tiny.gradient(want, start), atol=1e-5, rtol=1e-4)
+
+
+def test_the_next_steps_slates_are_laid_out_while_a_step_is_under_way(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = tiny.makers(monkeypatch, reward, "laid_out")
+    train(model_dir, [save(SAID, tmp_path / "said.jsonl")], tmp_path / "out", batch=1)
+    assert makers == ["MainThread", "ahead_0", "ahead_0"]
+
+
+@pytest.mark.parametrize("center_on", ["answers", "pairs"])
+def test_parts_of_a_step_leave_the_gradient_of_the_whole(
+    chat: Chat, model: ScalarModel, center_on: str
+) -> None:
+    """Slates with unlike numbers of annotators and answers: a mean of means would differ."""
+    slates = make_slates(SAID, chat, corrections=True)
+    nowhere: dict[str, Any] = {"model": Path("nowhere"), "rankings": (Path("nowhere"),)}
+    found = []
+    for batch_tokens in (8192, 1):
+        recipe = RewardRecipe(**nowhere, center=0.3, center_on=center_on, batch_tokens=batch_tokens)
+        groups, loss = reward.laid_out(recipe, slates, 64, 0), reward.loss_named(recipe)
+        objective, metrics = reward.backward(
+            recipe, model, loss, slates, groups, torch.ones(3) / 3, nullcontext
+        )
+        found.append([objective, tiny.held_gradient(model), torch.tensor(list(metrics.values()))])
+        model.zero_grad()
+    assert len(groups) == 4
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
 
 
 def test_every_step_replays_other_text(
@@ -298,18 +344,18 @@ def many(num: int, seed: int) -> list[Ranking]:
 def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], set[str]]:
     """Ids of the slates that give gradient, and of those on the report card; filled by the next run."""
     learned, held = set[str](), set[str]()
-    real_forward, real_card = reward.forward, reward.report_card
+    real_rows, real_card = reward.in_rows, reward.report_card
 
-    def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> Any:
+    def in_rows(scores: Tensor, slates: Sequence[Slate]) -> Any:
         if torch.is_grad_enabled():
             learned.update(s.id for s in slates)
-        return real_forward(model, slates, pad_id)
+        return real_rows(scores, slates)
 
     def card(slates: Any, *rest: Any) -> Any:
         held.update(s.id for s in slates)
         return real_card(slates, *rest)
 
-    monkeypatch.setattr(reward, "forward", forward)
+    monkeypatch.setattr(reward, "in_rows", in_rows)
     monkeypatch.setattr(reward, "report_card", card)
     return learned, held
 
@@ -394,6 +440,19 @@ def test_demonstrations_score_zero_on_average(chat: Chat, model_dir: Path, tmp_p
         mean[name] = sum(scores) / len(scores)
     assert mean["shifted"] == pytest.approx(0.0, abs=1e-5)
     assert abs(mean["plain"]) > 0.01
+
+
+def test_demonstrations_of_which_none_fits_are_refused_before_training(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two " * 70}]
+    long = tiny.write_lines(tmp_path / "long.jsonl", [{"id": "a", "messages": messages}])
+    file = save(SAID, tmp_path / "rankings.jsonl")
+    monkeypatch.delattr(reward.update, "apply")
+    with pytest.raises(UsageError, match="no demonstration's score can become 0") as refused:
+        train(model_dir, [file], tmp_path / "out", demonstrations=long)
+    assert "1 conversations, 0 within 64 tokens" in str(refused.value)
+    assert "give shorter demonstrations, or none" in str(refused.value)
 
 
 def test_slates_longer_than_the_context_are_left_out_and_counted(

@@ -18,7 +18,7 @@ from bloomery.errors import DataError
 from bloomery.lineage import digest_file
 from bloomery.models import hub, llama
 from bloomery.models.llama import Llama
-from bloomery.stages import sft
+from bloomery.stages import common, sft
 from bloomery.stages.common import Optimiser, is_held_out
 from bloomery.stages.sft import Sft
 from bloomery.text.chat import Chat
@@ -201,6 +201,16 @@ def test_every_step_replays_other_text(
     assert numbers == [row["step"] for row in metrics] == [0, 1, 2, 3, 4]
 
 
+def test_the_next_steps_text_is_packed_while_a_step_is_under_way(
+    chat: Chat, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = tiny.makers(monkeypatch, common, "pack_documents")
+    text = {"corpus": tiny.corpus(chat.tokenizer, tmp_path / "corpus").path, "replay": {"length": 20}}
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows(TALKS))
+    train(model_dir, [file], tmp_path / "out", batch=2, epochs=1, **text)
+    assert makers == ["MainThread", "ahead_0"]
+
+
 def test_who_is_held_out_is_decided_by_name(model_dir: Path, tmp_path: Path, watch: Watch) -> None:
     few = rows([TALKS[i % 5] for i in range(20)], "few")
     more = rows([TALKS[i % 4] for i in range(15)], "more")
@@ -293,6 +303,23 @@ def test_micro_batches_change_no_gradient(
     torch.testing.assert_close(watch.gradients[0], watch.gradients[1], atol=1e-6, rtol=1e-5)
     assert watch.objectives[0] == pytest.approx(watch.objectives[1], abs=1e-6)
     assert cut == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40])
+def test_a_budget_of_tokens_bounds_what_is_computed_at_a_time_and_changes_no_gradient(
+    model_dir: Path, tmp_path: Path, watch: Watch, batch_tokens: int
+) -> None:
+    file = tiny.write_lines(tmp_path / "talks.jsonl", rows([*TALKS, *TALKS]))
+    whole = train(model_dir, [file], tmp_path / "whole", batch=10)[0]
+    (packed,) = watch.batches
+    parts = train(model_dir, [file], tmp_path / "parts", batch=10, batch_tokens=batch_tokens)[0]
+    (num_rows, width), sizes = packed.tokens.shape, [part.tokens.shape for part in watch.batches[1:]]
+    assert sum(rows for rows, _ in sizes) == num_rows
+    assert len(sizes) > 1
+    assert all(rows == 1 or rows * width <= batch_tokens for rows, width in sizes)
+    assert any(rows > 1 for rows, _ in sizes) == (batch_tokens >= 2 * width)
+    torch.testing.assert_close(watch.gradients[0], watch.gradients[1], atol=1e-6, rtol=1e-5)
+    assert parts == pytest.approx(whole, abs=1e-5)
 
 
 def test_authors_of_a_file_are_people_and_those_of_a_run_are_named_by_it(

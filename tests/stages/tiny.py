@@ -4,6 +4,7 @@ packing, no batch."""
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,18 @@ def replayed(monkeypatch: Any) -> list[int]:
 def weight_files(out: Path) -> list[bytes]:
     """What a stage saved of its model, or of its adapters."""
     return [path.read_bytes() for path in sorted(out.glob("*.safetensors"))]
+
+
+def makers(monkeypatch: Any, module: Any, name: str) -> list[str]:
+    """The thread of each call of a module's function; filled by the next run."""
+    threads, real = list[str](), getattr(module, name)
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, made)
+    return threads
 
 
 def break_off(monkeypatch: Any, module: Any, name: str, call: int) -> None:

@@ -46,6 +46,12 @@ class TokenBatch:
         pieces = zip(*(t.chunk(parts) for t in (self.tokens, self.mask, self.segments)), strict=True)
         return [TokenBatch(*piece) for piece in pieces]
 
+    def within(self, positions: int) -> list[TokenBatch]:
+        """The rows in micro-batches of at most so many positions, or of one row; `num_bytes` stays with the
+        whole."""
+        rows = max(1, positions // self.tokens.shape[1])
+        return self.split(-(-len(self.tokens) // rows))
+
 
 def pack_documents(
     corpus: Corpus,

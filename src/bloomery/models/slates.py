@@ -7,9 +7,11 @@ is computed; what is found comes back in the order in which the sequences were g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from operator import attrgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
 from bloomery.objectives.token import counted_logprobs, predicting
 
+T = TypeVar("T")
 Tokens = Sequence[int]
 Example = tuple[Tokens, Sequence[bool]]
 
@@ -56,19 +59,29 @@ class Batch:
     places: tuple[int, ...]
     at: tuple[tuple[int, int, int], ...]
 
+    def to(self, device: torch.device) -> Batch:
+        tokens, segments, prefix = (t.to(device) for t in (self.tokens, self.segments, self.prefix))
+        return Batch(tokens, segments, prefix, self.places, self.at)
 
-def read_slates(
-    read: Callable[[Batch], Tensor],
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some slates of a step that are read, and learnt from, at a time: `slates` numbers them among the
+    step's, `batches` hold their rows. A batch's places count the sequences of the group."""
+
+    slates: tuple[int, ...]
+    batches: tuple[Batch, ...]
+
+
+def batched(
     slates: Sequence[Sequence[Tokens]],
     limits: Sequence[int],
     *,
     context: int,
     pad_id: int,
-    device: torch.device,
     batch_tokens: int,
-) -> Tensor:
-    """`read`, which returns a value (or a row of values) for each sequence of a batch, over all slates: `[N]`
-    or `[N, ...]` in the order given, slate after slate.
+) -> Iterator[Batch]:
+    """Slates as batches of rows of like length.
 
     A slate shares at most its `limits` tokens. A row longer than `context` is split; a batch holds at most
     `batch_tokens` padded positions, or one row.
@@ -78,18 +91,65 @@ def read_slates(
         rows += rows_of(slate, start, limit, context)
         start += len(slate)
     rows.sort(key=lambda row: row.length)
+    return (lay_out(part, pad_id) for part in in_batches(rows, batch_tokens))
+
+
+def read_batches(read: Callable[[Batch], Tensor], batches: Iterable[Batch], device: torch.device) -> Tensor:
+    """`read`, which returns a value (or a row of values) for each sequence of a batch, over batches that hold
+    sequences 0 .. N-1 between them: `[N]` or `[N, ...]` in this order; `[0]` where there is none."""
     found, places = list[Tensor](), list[int]()
-    for part in in_batches(rows, batch_tokens):
-        batch = lay_out(part, pad_id, device)
-        found.append(read(batch))
+    for batch in batches:
+        found.append(read(batch.to(device)))
         places += batch.places
-    back = torch.empty(start, dtype=torch.long, device=device)
-    back[torch.tensor(places, device=device)] = torch.arange(start, device=device)
-    return torch.cat(found)[back]
+    back = torch.empty(len(places), dtype=torch.long, device=device)
+    back[torch.tensor(places, dtype=torch.long, device=device)] = torch.arange(len(places), device=device)
+    return torch.cat(found)[back] if found else torch.zeros(0, device=device)
+
+
+def in_groups(
+    slates: Sequence[Sequence[Tokens]],
+    limits: Sequence[int],
+    *,
+    context: int,
+    pad_id: int,
+    batch_tokens: int,
+) -> list[Group]:
+    """Slates laid out so that one group after the other can be learnt from: what `batched` would make a batch
+    is a group, and so is a slate of several rows, because a slate's loss needs all its sequences."""
+    lengths, long = dict[int, int](), list[tuple[int]]()
+    for i, (slate, limit) in enumerate(zip(slates, limits, strict=True)):
+        first, *others = rows_of(slate, 0, limit, context)
+        if others:
+            long.append((i,))
+        else:
+            lengths[i] = first.length
+    short = in_batches(sorted(lengths, key=lengths.__getitem__), batch_tokens, lengths.__getitem__)
+    groups = list[Group]()
+    for chosen in (*short, *long):
+        some, shared = [slates[i] for i in chosen], [limits[i] for i in chosen]
+        batches = batched(some, shared, context=context, pad_id=pad_id, batch_tokens=batch_tokens)
+        groups.append(Group(tuple(chosen), tuple(batches)))
+    return groups
+
+
+def answer_groups(
+    slates: Sequence[Sequence[Example]], *, context: int, pad_id: int, batch_tokens: int
+) -> list[Group]:
+    """`in_groups` for `answer_logprobs`."""
+    tokens = [[ids for ids, _ in slate] for slate in slates]
+    return in_groups(tokens, _prompts(slates), context=context, pad_id=pad_id, batch_tokens=batch_tokens)
+
+
+def _prompts(slates: Sequence[Sequence[Example]]) -> list[int]:
+    """How many tokens each slate's answers may share: no more than come before the first that counts."""
+    return [min(mask.index(True) for _, mask in slate) for slate in slates]
 
 
 def answer_logprobs(
-    model: Llama | Bare, slates: Sequence[Sequence[Example]], pad_id: int, batch_tokens: int = 8192
+    model: Llama | Bare,
+    slates: Sequence[Sequence[Example]],
+    pad_id: int,
+    batch_tokens: int = 8192,
 ) -> tuple[Tensor, Tensor]:
     """The log-prob of each answer given its prompt, summed over the tokens that count, and their number.
 
@@ -98,23 +158,27 @@ def answer_logprobs(
     Returns:
         two `[N]`, slate after slate.
     """
-    limits = [min(mask.index(True) for _, mask in slate) for slate in slates]
-    flat = [example for slate in slates for example in slate]
+    batches = batched(
+        [[tokens for tokens, _ in slate] for slate in slates],
+        _prompts(slates),
+        context=model.config.max_position_embeddings,
+        pad_id=pad_id,
+        batch_tokens=batch_tokens,
+    )
+    return batch_logprobs(model, batches, [example for slate in slates for example in slate])
+
+
+def batch_logprobs(
+    model: Llama | Bare, batches: Iterable[Batch], answers: Sequence[Example]
+) -> tuple[Tensor, Tensor]:
+    """`answer_logprobs` of answers that were laid out before."""
 
     def read(batch: Batch) -> Tensor:
-        examples = [flat[place] for place in batch.places]
+        examples = [answers[place] for place in batch.places]
         logprobs, _, mask = read_answers(model, batch, examples, entropy=False)
         return torch.stack([logprobs.sum(1), mask.sum(1).to(logprobs.dtype)], dim=1)
 
-    both = read_slates(
-        read,
-        [[tokens for tokens, _ in slate] for slate in slates],
-        limits,
-        context=model.config.max_position_embeddings,
-        pad_id=pad_id,
-        device=next(model.parameters()).device,
-        batch_tokens=batch_tokens,
-    )
+    both = read_batches(read, batches, next(model.parameters()).device)
     return both[:, 0], both[:, 1]
 
 
@@ -138,20 +202,23 @@ def rows_of(slate: Sequence[Tokens], start: int, limit: int, context: int) -> It
     yield Row(shared, tuple(taken), tuple(places))
 
 
-def in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
+def in_batches(
+    rows: Sequence[T], batch_tokens: int, length: Callable[[T], int] = attrgetter("length")
+) -> Iterator[Sequence[T]]:
     """Rows sorted by length in batches of at most `batch_tokens` positions, of which no more than `SPARE` are
     padding."""
-    batch, used = list[Row](), 0
+    batch, used = list[T](), 0
     for row in rows:
-        padded, used = (len(batch) + 1) * row.length, used + row.length
+        padded, used = (len(batch) + 1) * length(row), used + length(row)
         if batch and (padded > batch_tokens or padded - used > SPARE):
             yield batch
-            batch, used = [], row.length
+            batch, used = [], length(row)
         batch.append(row)
-    yield batch
+    if batch:
+        yield batch
 
 
-def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
+def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
     width = max(row.length for row in rows)
     tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
     segments = torch.zeros(len(rows), width, dtype=torch.int32)

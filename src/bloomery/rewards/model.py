@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from bloomery.models.llama import ScalarModel
-from bloomery.models.slates import Batch, Tokens, read_slates
+from bloomery.models.slates import Batch, Group, Tokens, batched, in_groups, read_batches
 from bloomery.types import Rollout
 
 
+def score_groups(
+    slates: Sequence[Sequence[Tokens]], *, context: int, pad_id: int, batch_tokens: int
+) -> list[Group]:
+    """`in_groups` for `score_slates`."""
+    return in_groups(slates, _shared(slates), context=context, pad_id=pad_id, batch_tokens=batch_tokens)
+
+
+def _shared(slates: Sequence[Sequence[Tokens]]) -> list[int]:
+    """How many tokens each slate's sequences may share: not the last of any, where its score is read."""
+    return [min(map(len, slate)) - 1 for slate in slates]
+
+
 def score_slates(
-    model: ScalarModel, slates: Sequence[Sequence[Tokens]], pad_id: int, batch_tokens: int = 8192
+    model: ScalarModel,
+    slates: Sequence[Sequence[Tokens]],
+    pad_id: int,
+    batch_tokens: int = 8192,
 ) -> Tensor:
     """The score of each token sequence at its last token, `[N]` in the order given, slate after slate.
 
     What the sequences of a slate have in common at their start (the prompt) is forwarded once. Rows are
     forwarded sorted by length, in batches of at most `batch_tokens` padded positions.
     """
+    context = model.config.max_position_embeddings
+    return score_batches(
+        model, batched(slates, _shared(slates), context=context, pad_id=pad_id, batch_tokens=batch_tokens)
+    )
+
+
+def score_batches(model: ScalarModel, batches: Iterable[Batch]) -> Tensor:
+    """`score_slates` of what was laid out before."""
 
     def read(batch: Batch) -> Tensor:
         width = batch.tokens.shape[1]
@@ -28,15 +51,7 @@ def score_slates(
         scores: Tensor = model(batch.tokens, segments=batch.segments, prefix=batch.prefix, at=last)
         return scores.float()
 
-    return read_slates(
-        read,
-        slates,
-        [min(map(len, slate)) - 1 for slate in slates],
-        context=model.config.max_position_embeddings,
-        pad_id=pad_id,
-        device=next(model.parameters()).device,
-        batch_tokens=batch_tokens,
-    )
+    return read_batches(read, batches, next(model.parameters()).device)
 
 
 def score_sequences(

@@ -134,16 +134,14 @@ class Replay(Section):
     length: int | None = Field(None, ge=2)
     """Tokens of a row; the model's context when not given."""
 
-    def loss(self, model: Llama, corpus: Corpus, seed: int, step: int) -> Tensor:
-        """The mean loss of a step's text, not yet weighted."""
-        return text_loss(model, corpus, rows=self.batch, length=self.length, seed=seed, step=step)
+    def text(self, model: Llama, corpus: Corpus, seed: int, step: int) -> TokenBatch:
+        """A step's text."""
+        return text_batch(model, corpus, rows=self.batch, length=self.length, seed=seed, step=step)
 
-    def backward(
-        self, model: Llama, corpus: Corpus, seed: int, step: int, context: Context
-    ) -> dict[str, float]:
+    def backward(self, model: Llama, text: TokenBatch, context: Context) -> dict[str, float]:
         """Add the gradient of the weighted loss to what is in `.grad`; logs the loss, not yet weighted."""
         with context():
-            loss = self.loss(model, corpus, seed, step)
+            loss = mean_loss(model, text)
         (self.coef * loss).backward()
         return {"loss/replay": loss.item()}
 
@@ -188,9 +186,20 @@ def text_losses(model: Llama, batch: TokenBatch) -> Tensor:
     return nll(counted_logprobs(hidden, model.logits, batch.tokens, batch.mask, entropy=False)[0])
 
 
-def text_loss(model: Llama, corpus: Corpus, *, rows: int, length: int | None, seed: int, step: int) -> Tensor:
-    """Mean next-token loss on a batch of pretraining text, to be added to another objective."""
+def text_batch(
+    model: Llama, corpus: Corpus, *, rows: int, length: int | None, seed: int, step: int
+) -> TokenBatch:
+    """Rows of pretraining text, as long as the model's context when no length is given; on the CPU."""
     length = length or model.config.max_position_embeddings
-    batch = pack_documents(corpus, "train", batch_size=rows, length=length, seed=seed, step=step)
+    return pack_documents(corpus, "train", batch_size=rows, length=length, seed=seed, step=step)
+
+
+def mean_loss(model: Llama, batch: TokenBatch) -> Tensor:
+    """Mean next-token loss of a packed batch, which is brought to where the model is."""
     batch = batch.to(next(model.parameters()).device)
     return aggregate(text_losses(model, batch), batch.mask, batch.num_tokens)
+
+
+def text_loss(model: Llama, corpus: Corpus, *, rows: int, length: int | None, seed: int, step: int) -> Tensor:
+    """Mean next-token loss on a batch of pretraining text, to be added to another objective."""
+    return mean_loss(model, text_batch(model, corpus, rows=rows, length=length, seed=seed, step=step))

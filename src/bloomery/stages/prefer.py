@@ -16,19 +16,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bloomery.data.loader import batch_indices
+from bloomery.data.loader import ahead, batch_indices
 from bloomery.data.sources import OnBadRow, read_rankings
 from bloomery.errors import DataError, UsageError
 from bloomery.feedback.pairs import Pair, rankings_to_pairs
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
-from bloomery.models.slates import Example, answer_logprobs
+from bloomery.models.slates import Batch, Example, Group, answer_groups, answer_logprobs, batch_logprobs
 from bloomery.objectives import preference
 from bloomery.objectives.preference import Loss, Pairs
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Lora, Optimiser, Training, read_all, tune
+from bloomery.stages.common import Context, Lora, Optimiser, Training, read_all, tune
 from bloomery.stages.people import authors, count_people
 from bloomery.stages.slates import prompt_id, split
 from bloomery.text.chat import Chat
@@ -68,6 +68,9 @@ class Prefer(Section):
     epochs: float = Field(1.0, gt=0)
     batch: int = Field(16, ge=1)
     """Prompts of a step, each with all its pairs."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Padded positions that are learnt from at a time: a step is computed in as many parts as that takes, the
+    loss is the same, and only one part's activations are in memory."""
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of the prompts that is never trained on."""
     evaluate_every: int = Field(50, ge=1)
@@ -87,6 +90,11 @@ class Slate:
     answers: tuple[Example, ...]
     pairs: tuple[tuple[int, int, float], ...]
     stray: int | None = None
+
+    @property
+    def compared(self) -> tuple[Example, ...]:
+        """The answers up to the last that is in a pair: what only shows the KL stands after them."""
+        return self.answers[: 1 + max(max(chosen, rejected) for chosen, rejected, _ in self.pairs)]
 
     @property
     def longest(self) -> int:
@@ -113,14 +121,19 @@ def run(recipe: Prefer, out: Path) -> None:
         run.track(model=learning, optimizer=optimizer)
         reference = read_reference(recipe, loss, model, (*training, *held_out), run, chat.tokenizer.pad_id)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
-        for step in run.steps(total):
-            lr = recipe.optimiser.schedule_step(optimizer, step, total)
+        pad_id = chat.tokenizer.pad_id
+
+        def make(step: int) -> tuple[list[Slate], list[Group]]:
             rows = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
             chosen = [training[i] for i in rows]
-            with autocast():
-                pairs, weights = compare(model, chosen, reference, chat.tokenizer.pad_id)
-            objective, metrics = loss_of(loss, pairs, weights)
-            objective.backward()
+            return chosen, laid_out(chosen, limit, pad_id, recipe.batch_tokens)
+
+        batches = ahead(make, total)
+        for step in run.steps(total):
+            lr = recipe.optimiser.schedule_step(optimizer, step, total)
+            chosen, groups = batches(step)
+            known = reference(chosen)
+            objective, metrics = backward(model, chosen, groups, known, loss, autocast)
             metrics["grad_norm"] = update.apply(
                 optimizer,
                 recipe.optimiser.max_norm,
@@ -131,9 +144,9 @@ def run(recipe: Prefer, out: Path) -> None:
             metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(training)}
             metrics |= recipe.compute.timing()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
-                with torch.no_grad(), autocast():
-                    pairs, weights = compare(model, held_out, reference, chat.tokenizer.pad_id)
-                seen = loss_of(loss, pairs, weights)[1]
+                groups, known = laid_out(held_out, limit, pad_id, recipe.batch_tokens), reference(held_out)
+                with torch.no_grad():
+                    _, seen = backward(model, held_out, groups, known, loss, autocast)
                 metrics |= {f"eval_{name}": value for name, value in seen.items()}
             run.log(step, metrics)
         hub.save(model, out, tokenizer_dir=recipe.model)
@@ -144,11 +157,71 @@ def run(recipe: Prefer, out: Path) -> None:
         )
 
 
-def loss_of(loss: Loss, pairs: Pairs, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """The mean loss of the rankings in a batch, and what is logged of it, averaged alike."""
+def laid_out(slates: Sequence[Slate], context: int, pad_id: int, batch_tokens: int = 8192) -> list[Group]:
+    """A step's slates in groups of at most `batch_tokens` positions."""
+    answers = [s.compared for s in slates]
+    return answer_groups(answers, context=context, pad_id=pad_id, batch_tokens=batch_tokens)
+
+
+def backward(
+    model: Llama,
+    slates: Sequence[Slate],
+    groups: Sequence[Group],
+    reference: Tensor,
+    loss: Loss,
+    autocast: Context,
+) -> tuple[Tensor, dict[str, float]]:
+    """Leave the gradient of a step's objective, the mean loss of its rankings, in `.grad`; under
+    `torch.no_grad` only find the objective.
+
+    Group after group, so that no more than one group's graph exists at a time. The mean, and the KL where the
+    loss reads one, are the whole step's, so the gradient is that of one backward pass over all groups.
+
+    Args:
+        reference: `[N]`, the reference's log-prob of every answer of the slates.
+    Returns:
+        the objective, and what is logged of it.
+    """
+    total = sum(weight for s in slates for *_, weight in s.pairs)
+    known = reference.split([len(s.answers) for s in slates])
+    kl = reference.new_zeros(())
+    objective, metrics = reference.new_zeros(()), dict[str, float]()
+    with autocast():
+        if "kl" in preference.reads(loss):
+            kl = moved(model, slates, known)
+    for group in groups:
+        with autocast():
+            chosen, before = zip(*((slates[i], known[i]) for i in group.slates), strict=True)
+            pairs, weights = compare(model, chosen, group.batches, before, kl)
+        part, seen = loss_of(loss, pairs, weights, total)
+        if torch.is_grad_enabled():
+            part.backward()
+        objective += part.detach()
+        metrics = {name: metrics.get(name, 0.0) + value for name, value in seen.items()}
+    return objective, metrics | ({"kl": float(kl)} if "kl" in preference.reads(loss) else {})
+
+
+@torch.no_grad()
+def moved(model: Llama, slates: Sequence[Slate], reference: Sequence[Tensor]) -> Tensor:
+    """KTO's zero: how far the policy has moved on answers that nobody gave to these prompts, one number.
+
+    Args:
+        reference: for each slate the reference's log-prob of its answers.
+    """
+    shown = [
+        (s.answers[s.stray], known[s.stray])
+        for s, known in zip(slates, reference, strict=True)
+        if s.stray is not None
+    ]
+    logps, _ = answer_logprobs(model, [[answer] for answer, _ in shown], pad_id=0)
+    return (logps - torch.stack([known for _, known in shown])).mean().clamp(min=0)
+
+
+def loss_of(loss: Loss, pairs: Pairs, weights: Tensor, total: float) -> tuple[Tensor, dict[str, float]]:
+    """What some pairs add to the mean loss of a step whose pairs weigh `total`, and to what is logged."""
 
     def mean(x: Tensor) -> Tensor:
-        return aggregate(weights * x, weights > 0, weights.sum())
+        return aggregate(weights * x, weights > 0, total)
 
     objective = mean(preference.values(loss, pairs))
     chosen, rejected = preference.implicit_rewards(loss, pairs)
@@ -162,23 +235,27 @@ def loss_of(loss: Loss, pairs: Pairs, weights: Tensor) -> tuple[Tensor, dict[str
         "logps/chosen": mean(pairs.chosen_logps),
         "logps/rejected": mean(pairs.rejected_logps),
     }
-    if "kl" in preference.reads(loss):
-        metrics["kl"] = pairs.kl
     return objective, {name: float(value.detach()) for name, value in metrics.items()}
 
 
-def compare(model: Llama, slates: Sequence[Slate], reference: Reference, pad_id: int) -> tuple[Pairs, Tensor]:
-    """Every pair of some slates with what a loss may read of it, and the weight of each pair, `[P]`."""
-    logps, lengths = answer_logprobs(model, [s.answers for s in slates], pad_id)
-    ratio = logps - reference(slates)
-    rows, strays, start = list[tuple[int, int, float]](), list[int](), 0
+def compare(
+    model: Llama, slates: Sequence[Slate], batches: Sequence[Batch], reference: Sequence[Tensor], kl: Tensor
+) -> tuple[Pairs, Tensor]:
+    """Every pair of some slates with what a loss may read of it, and the weight of each pair, `[P]`.
+
+    Args:
+        batches: the compared answers of the slates, laid out.
+        reference: for each slate the reference's log-prob of its answers.
+        kl: what the loss reads under this name.
+    """
+    answers, rows, start = list[Example](), list[tuple[int, int, float]](), 0
     for s in slates:
         rows += [(start + chosen, start + rejected, weight) for chosen, rejected, weight in s.pairs]
-        strays += [] if s.stray is None else [start + s.stray]
-        start += len(s.answers)
+        answers += s.compared
+        start = len(answers)
+    logps, lengths = batch_logprobs(model, batches, answers)
+    ratio = logps - torch.cat([known[: len(s.compared)] for s, known in zip(slates, reference, strict=True)])
     chosen, rejected = (torch.tensor([row[side] for row in rows], device=logps.device) for side in (0, 1))
-    # KTO's zero: how far the policy has moved on answers that nobody gave to these prompts.
-    kl = ratio[strays].mean().clamp(min=0).detach() if strays else ratio.new_zeros(())
     pairs = Pairs(
         chosen_logps=logps[chosen],
         rejected_logps=logps[rejected],

@@ -26,7 +26,7 @@ from bloomery.recipe import InputPath
 from bloomery.stages.ahead import Ahead
 from bloomery.stages.common import Context, tune
 from bloomery.stages.online import Online, average, frozen, minibatches
-from bloomery.stages.prefer import Slate, compare, loss_of
+from bloomery.stages.prefer import Slate, backward, laid_out
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -133,15 +133,10 @@ def improve(recipe: PreferOnline, step: int, slates: Sequence[Slate], learner: L
         return {}
     known, seen = read_reference(slates, learner), list[dict[str, float]]()
     for number, rows in minibatches(recipe, step, len(slates)):
-        with learner.context():
-            pairs, weights = compare(
-                learner.actor,
-                [slates[i] for i in rows],
-                lambda some: torch.cat([known[s.id] for s in some]),
-                learner.pad_id,
-            )
-        objective, metrics = loss_of(learner.loss, pairs, weights)
-        objective.backward()
+        chosen = [slates[i] for i in rows]
+        groups = laid_out(chosen, learner.actor.config.max_position_embeddings, learner.pad_id)
+        reference = torch.cat([known[s.id] for s in chosen])
+        objective, metrics = backward(learner.actor, chosen, groups, reference, learner.loss, learner.context)
         metrics["grad_norm"] = update.apply(
             learner.optimizer,
             recipe.optimiser.max_norm,

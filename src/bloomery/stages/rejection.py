@@ -206,7 +206,7 @@ def imitate(
     metrics["kept/num_tokens"] = metrics.pop("num_tokens")
     objective = metrics["loss"]
     if learner.corpus is not None:
-        text = recipe.replay.backward(learner.actor, learner.corpus, recipe.seed, number, learner.context)
-        metrics |= text
-        objective += recipe.replay.coef * text["loss/replay"]
+        text = recipe.replay.text(learner.actor, learner.corpus, recipe.seed, number)
+        metrics |= recipe.replay.backward(learner.actor, text, learner.context)
+        objective += recipe.replay.coef * metrics["loss/replay"]
     return metrics, objective

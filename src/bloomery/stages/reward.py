@@ -16,13 +16,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bloomery.data.loader import batch_indices
+from bloomery.data.batches import TokenBatch
+from bloomery.data.loader import ahead, batch_indices
 from bloomery.data.shards import Corpus
-from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
+from bloomery.data.sources import OnBadRow, read_rankings
 from bloomery.errors import UsageError
 from bloomery.evals.reward import Scored, length_preference, read_gold, report_card
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
+from bloomery.models.slates import Group
 from bloomery.objectives.reward import (
     Wanted,
     by_head,
@@ -34,11 +36,12 @@ from bloomery.objectives.reward import (
 )
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.heads import fold, widen
-from bloomery.rewards.model import score_sequences, score_slates
-from bloomery.stages.common import Lora, Optimiser, Replay, Training, read_all, tune
+from bloomery.rewards.model import score_batches, score_groups, score_slates
+from bloomery.stages.common import Context, Lora, Optimiser, Replay, Training, read_all, tune
 from bloomery.stages.lessons import Combine, lessons
 from bloomery.stages.people import authors, count_people
 from bloomery.stages.slates import HEADS, Slate, Told, make_slates, split, told
+from bloomery.stages.zero import demonstrated, shift_to_zero
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
@@ -88,6 +91,9 @@ class RewardRecipe(Section):
     epochs: float = Field(3.0, gt=0)
     batch: int = Field(8, ge=1)
     """Slates of a step."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Padded positions that are learnt from at a time: a step is computed in as many parts as that takes, the
+    loss is the same, and only one part's activations are in memory."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the prompts that is never trained on."""
     use_corrections: bool = True
@@ -129,6 +135,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         slates = make_slates(rankings, chat, recipe.use_corrections)
         limit = model.config.max_position_embeddings
         training, held_out = split(slates, limit, recipe.held_out, run.line)
+        shown = demonstrated(recipe.demonstrations, chat, limit) if recipe.demonstrations else []
         for line in idle(recipe):
             run.line(line)
         taught, people = lessons(training, rankings, recipe.combine, num_rated(recipe), run.line)
@@ -138,17 +145,21 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         optimizer = recipe.optimiser.over(model)
         run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(taught) / recipe.batch))
-        for step in run.steps(total):
-            lr = recipe.optimiser.schedule_step(optimizer, step, total)
+
+        def make(step: int) -> tuple[list[Slate], list[Group], TokenBatch | None]:
             rows = batch_indices(len(taught), recipe.batch, seed=recipe.seed, step=step)
             chosen = [taught[i] for i in rows]
-            with autocast():
-                scores, ranks, mask = forward(model, chosen, chat.tokenizer.pad_id)
-                replay = recipe.replay.loss(reader, corpus, recipe.seed, step) if corpus else None
-            said = told(chosen, ranks.shape[1], device)
-            losses = loss(scores, ranks, mask, said) * said.weights
-            objective, metrics = loss_of(recipe, losses, overall(scores, shares), ranks, mask, replay)
-            objective.backward()
+            text = recipe.replay.text(reader, corpus, recipe.seed, step) if corpus else None
+            return chosen, laid_out(recipe, chosen, limit, chat.tokenizer.pad_id), text
+
+        batches = ahead(make, total)
+        for step in run.steps(total):
+            lr = recipe.optimiser.schedule_step(optimizer, step, total)
+            chosen, groups, text = batches(step)
+            objective, metrics = backward(recipe, model, loss, chosen, groups, shares, autocast)
+            if text is not None:
+                metrics |= recipe.replay.backward(reader, text, autocast)
+                objective += recipe.replay.coef * metrics["loss/replay"]
             metrics["grad_norm"] = update.apply(
                 optimizer,
                 recipe.optimiser.max_norm,
@@ -163,9 +174,9 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             run.log(step, metrics)
         if recipe.head == "3h":
             fold(model, shares)
-        if recipe.demonstrations is not None:
-            shift_to_zero(model, recipe.demonstrations, chat)
-        found = [scored(model, s, chat.tokenizer.pad_id) for s in held_out]
+        if shown:
+            shift_to_zero(model, shown, chat.tokenizer.pad_id)
+        found = scored(model, held_out, chat.tokenizer.pad_id)
         favours = length_preference([s.texts for s in training], [s.ranks for s in training])
         card = report_card(found, favours, read_gold(recipe.gold))
         if people:
@@ -238,38 +249,68 @@ def begin_at_the_mean(
         model.shift = (shares.cpu() @ means).to(model.shift)
 
 
-def loss_of(
-    recipe: RewardRecipe, losses: Tensor, scores: Tensor, ranks: Tensor, mask: Tensor, replay: Tensor | None
+def laid_out(recipe: RewardRecipe, slates: Sequence[Slate], context: int, pad_id: int) -> list[Group]:
+    """A step's slates in groups of at most `batch_tokens` positions."""
+    sequences = [s.sequences for s in slates]
+    return score_groups(sequences, context=context, pad_id=pad_id, batch_tokens=recipe.batch_tokens)
+
+
+def backward(
+    recipe: RewardRecipe,
+    model: ScalarModel,
+    loss: Loss,
+    slates: Sequence[Slate],
+    groups: Sequence[Group],
+    shares: Tensor,
+    autocast: Context,
 ) -> tuple[Tensor, dict[str, float]]:
-    """What a step minimises (the rankings' losses, centring, replayed text), and what is logged of it."""
-    given = scores[mask]
-    loss = losses.sum() / len(losses)
-    drift = squared_sums(scores, mask).mean() if recipe.center_on == "pairs" else given.square().mean()
-    objective = loss + recipe.center * drift
-    right, pairs = pair_accuracy(scores.detach(), ranks, mask)
-    lead = pair_margin(scores.detach(), ranks, mask)
+    """Leave the gradient of a step's objective, the mean of its rankings' losses and centring, in `.grad`.
+
+    Group after group, so that no more than one group's graph exists at a time. Each mean is over the whole
+    step, so the gradient is that of one backward pass over all groups. Returns the objective, and what is
+    logged of it.
+    """
+    num_rankings = sum(len(s.ranks) for s in slates)
+    num_answers = sum(rank > 0 for s in slates for row in s.ranks for rank in row)
+    num_drifts = num_rankings if recipe.center_on == "pairs" else num_answers
+    seen = list[tuple[Tensor, ...]]()
+    for group in groups:
+        chosen = [slates[i] for i in group.slates]
+        with autocast():
+            scores, ranks, mask = in_rows(score_batches(model, group.batches), chosen)
+        said = told(chosen, ranks.shape[1], scores.device)
+        losses, scores = loss(scores, ranks, mask, said) * said.weights, overall(scores, shares)
+        given = scores[mask]
+        drifts = squared_sums(scores, mask) if recipe.center_on == "pairs" else given.square()
+        (losses.sum() / num_rankings + recipe.center * drifts.sum() / num_drifts).backward()
+        scores = scores.detach()
+        right, pairs = pair_accuracy(scores, ranks, mask)
+        lead = pair_margin(scores, ranks, mask)
+        seen.append((losses.detach(), drifts.detach(), given.detach(), right, pairs, lead))
+    losses, drifts, given, right, pairs, lead = (torch.cat(part) for part in zip(*seen, strict=True))
     metrics = {
-        "loss": loss.item(),
+        "loss": float(losses.mean()),
         "accuracy": float(right.sum() / pairs.sum().clamp(min=1)),
         "margin": float(lead.sum() / pairs.sum().clamp(min=1)),
-        "min_reward": float(given.detach().min()),
-        "mean_reward": float(given.detach().mean()),
-        "max_reward": float(given.detach().max()),
+        "min_reward": float(given.min()),
+        "mean_reward": float(given.mean()),
+        "max_reward": float(given.max()),
     }
-    if replay is not None:
-        objective = objective + recipe.replay.coef * replay
-        metrics["loss/replay"] = replay.item()
-    return objective, metrics
+    return losses.mean() + recipe.center * drifts.mean(), metrics
 
 
 def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Score every answer once, then lay the scores out once per annotator.
+    """Score every answer once, then lay the scores out `in_rows`."""
+    return in_rows(score_slates(model, [s.sequences for s in slates], pad_id), slates)
+
+
+def in_rows(scores: Tensor, slates: Sequence[Slate]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay the scores of slates' answers, `[N]` or `[N, H]`, out once per annotator.
 
     Returns:
         scores, ranks and mask, each `[G, K]` for G rankings (a slate has as many as it has annotators);
         scores `[G, K, H]` from a model with H heads.
     """
-    scores = score_slates(model, [s.sequences for s in slates], pad_id)
     widest = max(len(s.sequences) for s in slates)
     index, ranks, start = list[list[int]](), list[list[int]](), 0
     for s in slates:
@@ -283,11 +324,11 @@ def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> tuple[T
 
 
 @torch.no_grad()
-def scored(model: ScalarModel, slate: Slate, pad_id: int) -> Scored:
-    """A held-out slate with the model's scores, for the report card."""
-    return Scored(
-        slate.id, slate.texts, slate.ranks, tuple(score_slates(model, [slate.sequences], pad_id).tolist())
-    )
+def scored(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> list[Scored]:
+    """Held-out slates with the model's scores, for the report card."""
+    scores = score_slates(model, [s.sequences for s in slates], pad_id)
+    each = scores.split([len(s.sequences) for s in slates])
+    return [Scored(s.id, s.texts, s.ranks, tuple(x.tolist())) for s, x in zip(slates, each, strict=True)]
 
 
 @torch.no_grad()
@@ -296,12 +337,3 @@ def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int, 
     scores, ranks, mask = forward(model, slates, pad_id)
     right, pairs = pair_accuracy(overall(scores, shares), ranks, mask)
     return float(right.sum() / pairs.sum().clamp(min=1))
-
-
-def shift_to_zero(model: ScalarModel, demonstrations: Path, chat: Chat) -> None:
-    """Shift the output so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4)."""
-    conversations = read_all(read_conversations, [demonstrations], "skip", lambda text: None)
-    sequences = [chat.render(c.messages).tokens for c in conversations]
-    fit = [q for q in sequences if len(q) <= model.config.max_position_embeddings]
-    with torch.no_grad():
-        model.shift -= score_sequences(model, fit, chat.tokenizer.pad_id).mean()

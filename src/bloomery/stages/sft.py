@@ -48,6 +48,9 @@ class Sft(Section):
     """Conversations of a step, over all its micro-batches."""
     micro_batches: int = Field(1, ge=1)
     """The step is computed in this many parts: same loss, less memory."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Padded positions that are computed at a time: a part with more is cut further, so memory is bounded
+    whatever the lengths."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the conversations kept for `eval_loss`."""
     evaluate_every: int = Field(50, ge=1)
@@ -75,23 +78,25 @@ def run(recipe: Sft, out: Path) -> None:
         run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
 
-        def make(step: int) -> tuple[list[str], list[TokenBatch]]:
+        def make(step: int) -> tuple[list[str], list[TokenBatch], TokenBatch | None]:
             rows = batch_indices(len(training), recipe.batch, seed=recipe.seed, step=step)
             names, chosen = zip(*(training[i] for i in rows), strict=True)
             size = -(-len(chosen) // recipe.micro_batches)
             parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
-            return list(names), [pack(part, chat.tokenizer.pad_id) for part in parts]
+            text = recipe.replay.text(model, corpus, recipe.seed, step) if corpus else None
+            packed = (pack(part, chat.tokenizer.pad_id) for part in parts)
+            return list(names), [cut for part in packed for cut in part.within(recipe.batch_tokens)], text
 
         batches = ahead(make, total)
         for step in run.steps(total):
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
-            names, parts = batches(step)
+            names, parts, text = batches(step)
             imitate = partial(backward, model, [part.to(device) for part in parts], autocast)
             replay: Callable[[], dict[str, float]] = dict
-            if corpus is not None:
-                replay = partial(recipe.replay.backward, model, corpus, recipe.seed, step, autocast)
+            if text is not None:
+                replay = partial(recipe.replay.backward, model, text, autocast)
             # Two gradients add up to the same bits in either order; those of several parts do not.
-            beside = corpus is not None and len(parts) == 1
+            beside = text is not None and len(parts) == 1
             metrics, replayed = together(imitate, replay, device) if beside else (imitate(), replay())
             metrics |= replayed
             objective = metrics["loss"] + recipe.replay.coef * replayed.get("loss/replay", 0.0)

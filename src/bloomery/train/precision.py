@@ -6,6 +6,8 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Literal
 
 import torch
@@ -61,17 +63,41 @@ def keep_memory() -> bool:
     )
 
 
+@dataclass
+class Clock:
+    """Seconds in which something was under way, however many threads were at it."""
+
+    seconds: float = 0.0
+    began: float | None = None
+
+    def start(self, *_: object) -> None:
+        self.began = perf_counter()
+
+    def stop(self, *_: object) -> None:
+        if self.began is not None:
+            self.seconds, self.began = self.seconds + perf_counter() - self.began, None
+
+
+_compiling = Clock()
+
+
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile the forward and backward pass of each block at its first call; like blocks share the work.
+    `compile_seconds` counts from here.
 
     Sums may be ordered otherwise than without: results agree to rounding. Needs a C++ compiler on a CPU.
     """
+    from torch._dynamo.callback import callback_handler as told
+
+    _compiling.seconds = 0.0
+    # They are told when the first of several threads begins and the last ends.
+    if _compiling.start not in told.start_callbacks:
+        told.register_start_callback(_compiling.start)
+        told.register_end_callback(_compiling.stop)
     for block in blocks:
         block.compile()
 
 
 def compile_seconds() -> float:
-    """How long this process has been compiling."""
-    from torch._dynamo.utils import calculate_time_spent
-
-    return float(calculate_time_spent().get("total_wall_time", 0.0))
+    """Since the last `compile_blocks`: seconds on the wall in which something was being compiled."""
+    return _compiling.seconds

@@ -1,0 +1,38 @@
+"""Where a reward model's zero is: what people demonstrated scores 0 on average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bloomery.data.sources import read_conversations
+from bloomery.errors import UsageError
+from bloomery.models.llama import ScalarModel
+from bloomery.rewards.model import score_sequences
+from bloomery.stages.common import read_all
+from bloomery.text.chat import Chat
+
+
+def demonstrated(path: Path, chat: Chat, limit: int) -> list[list[int]]:
+    """The demonstrations whose mean score is to be 0, as tokens: those of at most `limit` of them.
+
+    Raises `UsageError` where there is none: this is read before the training that it would end.
+    """
+    conversations = read_all(read_conversations, [path], "skip", lambda text: None)
+    sequences = [chat.render(c.messages).tokens for c in conversations]
+    if fit := [q for q in sequences if len(q) <= limit]:
+        return fit
+    raise UsageError(
+        "no demonstration's score can become 0",
+        where=str(path),
+        got=f"{len(sequences)} conversations, 0 within {limit} tokens",
+        do="give shorter demonstrations, or none: then scores are not shifted",
+    )
+
+
+@torch.no_grad()
+def shift_to_zero(model: ScalarModel, demonstrations: Sequence[Sequence[int]], pad_id: int) -> None:
+    """Shift the output so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4)."""
+    model.shift -= score_sequences(model, demonstrations, pad_id).mean()
