@@ -94,7 +94,7 @@ def compared(journey: Path, out: Path, epochs: float, table: bool) -> dict[str, 
         sides[name] = measured(out / name) | {k: round(epochs * n) for k, n in work(slates).items()}
         sides[name]["seconds"] -= measured(out / f"{name}-start")["seconds"]
         model = hub.load(out / name, "scalar").train(False)
-        right[name] = [list(verdicts(scored(model, s, chat.tokenizer.pad_id))) for s in held_out]
+        right[name] = [list(verdicts(one)) for one in scored(model, held_out, chat.tokenizer.pad_id)]
     return {"seed": given["seed"], "sides": sides, "lead": lead(right["K-wise"], right["pairwise"])}
 
 

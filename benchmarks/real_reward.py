@@ -198,7 +198,7 @@ def measure(one: Prepared, directory: Path, together: Path | None) -> dict[str, 
 def score(directory: Path, slates: Sequence[Slate]) -> list[Scored]:
     """The slates with a trained reward model's scores."""
     model, pad_id = hub.load(directory, "scalar").train(False), Tokenizer.load(directory).pad_id
-    return [scored(model.to(precision.device()), s, pad_id) for s in slates]
+    return scored(model.to(precision.device()), slates, pad_id)
 
 
 def right(found: Sequence[Scored], unanimous: bool = False) -> dict[str, list[float]]:

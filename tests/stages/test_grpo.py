@@ -510,7 +510,9 @@ def test_neither_reward_model_nor_reference_moves_and_only_the_policy_is_saved(
     seen: list[tuple[Path, torch.nn.Module]] = []
     real = hub.load
     monkeypatch.setattr(
-        grpo.hub, "load", lambda path, *kind: seen.append((path, real(path, *kind))) or seen[-1][1]
+        grpo.hub,
+        "load",
+        lambda path, *how, **named: seen.append((path, real(path, *how, **named))) or seen[-1][1],
     )
     rows = run(place, model_dir, tmp_path / "out", optimiser=FAST)
     actor, judge, reference = (model for _, model in seen)
@@ -559,7 +561,9 @@ def test_without_a_leash_no_reference_is_loaded(
 ) -> None:
     loaded: list[Path] = []
     real = hub.load
-    monkeypatch.setattr(grpo.hub, "load", lambda path, *kind: loaded.append(path) or real(path, *kind))
+    monkeypatch.setattr(
+        grpo.hub, "load", lambda path, *how, **named: loaded.append(path) or real(path, *how, **named)
+    )
     rows = run(place, model_dir, tmp_path / "out", kl_coef=0.0, reference=tmp_path, steps=1)
     assert loaded == [model_dir, place / "reward"]
     assert not {"kl", "objective/kl", "objective/kl_coef"} & set(rows[0])
