@@ -210,6 +210,17 @@ def gold_falls(run: Run, by: float) -> None:
     )
 
 
+def watched_falls(run: Run, by: float) -> None:
+    """A judge that does not mind stands first, and so do two spreads that fall without meaning anything."""
+    for name, drop in (("calm", 0.0), ("held-out", by)):
+        run.add(
+            f"watch/{name}/mean",
+            lambda at, drop=drop: 0.1 * (at * 39 % 2) + (at if at < 0.5 else 0.5 - drop * (at - 0.5)),
+        )
+        run.add(f"watch/{name}/std", lambda at: 2.0 - at)
+        run.add(f"watch/{name}/disagreement", lambda at: 1.0 - at)
+
+
 def noisy_constant_score(run: Run, noise: float) -> None:
     run.change("objective/scores", lambda old, at: 0.5 + noise * old)
 
@@ -277,6 +288,7 @@ CASES = [
     Case("explained-variance-negative", ppo, always("explained_variance", 0.5), -0.01, 0.01),
     Case("ptx-drowns-policy", ppo, gradients, 21, 19),
     Case("over-optimised", ppo, gold_falls, 1.0, 0.05),
+    Case("over-optimised", ppo, watched_falls, 1.0, 0.05),
     Case("reward-falling", ppo, shifts("objective/scores"), -1.0, -0.3),
     Case("constant-reward", ppo, noisy_constant_score, 0.0, 0.01),
     Case("constant-reward", sick.grpo, times("reward_std"), 0.0, 0.01),
@@ -290,6 +302,26 @@ CASES = [
     Case("answers-cut-off", ppo, always("completions/clipped_ratio", 0.5), 0.31, 0.29),
     Case("answers-cut-off", ppo, always("completions/clipped_ratio", 0.5), 0.94, 0.2),
 ]
+
+
+@pytest.mark.parametrize(("calm", "falls"), [("a", "b"), ("b", "a")])
+def test_of_several_judges_the_worst_is_named(calm: str, falls: str) -> None:
+    """One falls by 0.2, the other by 1.0, with the same noise; both are clear."""
+    rows = [
+        (
+            i,
+            {"objective/scores": i + 0.1 * (i % 2)}
+            | {
+                f"watch/{name}/mean": 0.01 * (i % 2) - max(0, i - 20) * drop / 40
+                for name, drop in ((calm, 0.2), (falls, 1.0))
+            },
+        )
+        for i in range(60)
+    ]
+    (finding,) = doctor.examine(Table(name="x", stage="ppo", rows=60, columns=columns_of(rows))).findings
+    assert finding.condition == "over-optimised"
+    assert finding.shown is not None
+    assert finding.shown.name == f"watch/{falls}/mean"
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c.condition}" for i, c in enumerate(CASES)])
