@@ -86,12 +86,14 @@ class Sentence:
 
 
 class Oracle:
-    """`Oracle(world).judge(question, text)`; `grades` replaces the reward table."""
+    """`Oracle(world).judge(question, text)`; `grades` replaces the reward table, which is `GRADES` with the
+    world's own beside it."""
 
     def __init__(
-        self, world: World, grades: Mapping[Grade, float] = GRADES, max_words: int = MAX_WORDS
+        self, world: World, grades: Mapping[Grade, float] | None = None, max_words: int = MAX_WORDS
     ) -> None:
-        self.world, self.grades, self.max_words = world, dict(grades), max_words
+        self.world, self.max_words = world, max_words
+        self.grades: dict[str, float] = dict(grades or {**GRADES, **dict(world.grades)})
         self._firsts = {n.lower() for names in world.first_names for n in names}
         self._families = {n.lower() for n in world.family_names}
         self._lexicon = world.lexicon | EXTRA
