@@ -5,9 +5,10 @@
 
 Each directory is a finished default journey (benchmarks/three_seeds.py makes them): its SFT model, first
 rankings and first reward model are what every method gets. Methods that sample draw 5,120 answers to train
-on; direct ones see every ranking once. Finished parts are not repeated; --table prints what is there. Prints
-the table of docs/results.md, a row for each method (mean over seeds and the seeds' range), and writes
-methods.json and frontier.svg: the oracle's grade over the distance from the SFT model.
+on; direct ones see every ranking once. RLOO and GRPO are what docs/algorithms/grpo.md calls so.
+Finished parts are not repeated; --table prints what is there. Prints the table of docs/results.md, a row for
+each method (mean over seeds, its 95 % interval from three seeds on, the seeds' range) and how it is to be
+read, and writes methods.json and frontier.svg: the oracle's grade over the distance from the SFT model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -31,12 +32,22 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPO": ("prefer", {"loss": "dpo"}),
     "IPO": ("prefer", {"loss": "ipo"}),
     "KTO": ("prefer", {"loss": "kto"}),
-    "RLOO": ("grpo", {"advantage": "rloo", "kl_in": "reward", "kl_coef": 0.2}),
-    "GRPO": ("grpo", {"kl_coef": 0.2}),
+    "RLOO": (
+        "grpo",
+        {"advantage": "rloo", "loss": "reinforce", "minibatches": 1, "kl_in": "reward", "kl_coef": 0.2},
+    ),
+    "GRPO": ("grpo", {"averaging": "sequence", "kl_coef": 0.2}),
     "PPO": ("ppo", {"kl_coef": 0.2}),
     "PPO-ptx": ("ppo", {"kl_coef": 0.2, "ptx_coef": 1.0, "ptx_batch": 2}),
 }
 BEST_OF = 16
+ABOUT = """Rates and "graded greedy" are of greedy answers; those of the rows "best of n" are of sampled
+ones, for its answers are chosen among samples. Its bits per byte are the SFT model's, whose weights it leaves
+alone. The base model has no KL: it is asked by continuation, not in a chat, so its answers follow other
+prompts. Minutes are of training (of best-of-n: of answering), all sittings together; ± is half of Student's
+95 % interval of the mean over seeds, in brackets stands the seeds' range."""
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom; beyond the last it is less."""
 STYLE = (
     "text{font:11.5px sans-serif;fill:#6a635a}text.name{fill:#1f1b16;font-weight:600}line{stroke:#e7e2da}"
     "circle{fill:#0068a8}circle.seed{fill-opacity:.35}"
@@ -80,6 +91,7 @@ def main() -> None:
     for name, found in rows.items():
         cells = [spread([row[key] for row in found if key in row]) for key, _ in COLUMNS]
         print(f"| {name} | " + " | ".join(cells) + f" | {len(found)} |")
+    print(f"\n{ABOUT}")
 
 
 def best_of(journey: Path, out: Path, rows: dict[str, list[dict[str, float]]], table: bool) -> None:
@@ -90,9 +102,11 @@ def best_of(journey: Path, out: Path, rows: dict[str, list[dict[str, float]]], t
     if seconds is None:
         return
     tree = json.loads((out / "best-of" / "best_of_n.json").read_text())
+    bpb = of_evaluation(journey / "evaluate-sft", 0.0)["bpb"]
     for entry in tree["table"]:
         if entry["n"] in (4, BEST_OF):
             found = {"graded": entry["graded_reward"]["mean"], "kl": entry["kl"], "minutes": seconds / 60}
+            found["bpb"] = bpb
             found |= {key: entry[key]["mean"] for key, _ in COLUMNS if isinstance(entry.get(key), dict)}
             rows.setdefault(f"best of {entry['n']}", []).append(found)
 
@@ -131,20 +145,24 @@ def inputs(journey: Path) -> dict[str, Any]:
 
 
 def make(command: str, recipe: dict[str, Any], out: Path, table: bool) -> float | None:
-    """Run a stage unless it is finished; the seconds it took, None where it is missing and `table` is set."""
-    clock = out.with_name(f"{out.name}.seconds")
+    """Run a stage unless it is finished; the seconds it took in all its sittings, None where it is missing
+    and `table` is set."""
+    clock, sittings = (out.with_name(f"{out.name}.{kind}") for kind in ("seconds", "sittings"))
     if not clock.exists():
         if table:
             return None
         config = out.with_name(f"{out.name}.yaml")
         config.write_text(yaml.safe_dump(recipe))
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "bloomery.cli", command, "--config", str(config), "--out", str(out)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        clock.write_text(str(time.perf_counter() - start))
+        start = time.perf_counter() - (float(sittings.read_text()) if sittings.exists() else 0.0)
+        try:
+            subprocess.run(
+                [sys.executable, "-m", "bloomery.cli", command, "--config", str(config), "--out", str(out)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+        finally:
+            sittings.write_text(str(time.perf_counter() - start))
+        sittings.replace(clock)
     return float(clock.read_text())
 
 
@@ -164,11 +182,13 @@ def of_evaluation(directory: Path, seconds: float) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean of the seeds, with their range where there are several."""
-    if not values:
+    """The mean of the seeds; with half of its 95 % interval from three on, and their range from two on."""
+    num = len(values)
+    if not num:
         return ""
-    beside = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{beside}"
+    half = STUDENT[min(num - 2, len(STUDENT) - 1)] * stdev(values) / num**0.5 if num > 2 else None
+    beside = "" if half is None else f" ± {half:.3f}"
+    return f"{mean(values):.3f}{beside}" + (f" ({min(values):.2f} to {max(values):.2f})" if num > 1 else "")
 
 
 def frontier(

@@ -43,7 +43,7 @@ def test_nothing_is_found_in_real_runs(step: str, seed: int, tmp_path: Path) -> 
     assert found_in(sick.default(step, seed).write(tmp_path / step)) == []
 
 
-@pytest.mark.parametrize("make", [sick.grpo, sick.prefer])
+@pytest.mark.parametrize("make", [sick.grpo, sick.prefer, sick.robust])
 def test_nothing_is_found_in_made_up_healthy_runs(make: Callable[[], Run], tmp_path: Path) -> None:
     assert found_in(make().write(tmp_path / "run")) == []
 
@@ -115,8 +115,23 @@ def frozen(run: Run, count: float) -> None:
     last_rows(run, "loss", count, 0.25)
 
 
+def loss_of_zero(run: Run, norm: float) -> None:
+    """On policy, without a divergence, GRPO's loss is 0 in every row; it is stuck only if its gradient is."""
+    run.change("loss", lambda old, at: 0.0)
+    run.change("grad_norm", lambda old, at: norm or old)
+
+
 def flat_loss(run: Run, end: float) -> None:
     run.change("loss", lambda old, at: 1.5 * (1 + (end - 1) * at) + 0.01 * (old - 0.5))
+
+
+def below_zero(run: Run, share: float) -> None:
+    """From -0.5 down by a share of 0.5."""
+    run.change("loss", lambda old, at: -0.5 * (1 + share * at) + 0.0001 * old)
+
+
+def bump(run: Run, row: int, by: float) -> None:
+    run.rows[row]["loss"] += by
 
 
 def exploded(run: Run, factor: float) -> None:
@@ -210,6 +225,17 @@ def gold_falls(run: Run, by: float) -> None:
     )
 
 
+def watched_falls(run: Run, by: float) -> None:
+    """A judge that does not mind stands first, and so do two spreads that fall without meaning anything."""
+    for name, drop in (("calm", 0.0), ("held-out", by)):
+        run.add(
+            f"watch/{name}/mean",
+            lambda at, drop=drop: 0.1 * (at * 39 % 2) + (at if at < 0.5 else 0.5 - drop * (at - 0.5)),
+        )
+        run.add(f"watch/{name}/std", lambda at: 2.0 - at)
+        run.add(f"watch/{name}/disagreement", lambda at: 1.0 - at)
+
+
 def noisy_constant_score(run: Run, noise: float) -> None:
     run.change("objective/scores", lambda old, at: 0.5 + noise * old)
 
@@ -226,6 +252,7 @@ CASES = [
     Case("not-finite", base, skipped, 1, 0),
     Case("unfinished", base, unsealed, 1, 0),
     Case("frozen", sft, frozen, 10, 9),
+    Case("frozen", sick.grpo, loss_of_zero, 0.4, 0.0),
     Case("dead-learning-rate", sft, lambda run, n: last_rows(run, "learning_rate", n, 0.0), 10, 9),
     Case("dead-learning-rate", ppo, lambda run, n: last_rows(run, "lr", n, 0.0), 40, 3),
     Case("gradient-exploding", ppo, grows("grad_norm"), 13, 7),
@@ -243,6 +270,10 @@ CASES = [
     Case("loss-diverging", base, grows("train/loss"), 1.7, 1.3),
     Case("loss-diverging", sft, exploded, 2.2, 1.8),
     Case("loss-spikes", base, spike, 2.5, 1.3),
+    Case("loss-diverging", sick.robust, shifts("loss"), 1.2, 0.3),
+    Case("loss-not-falling", sick.robust, below_zero, 0.01, 0.05),
+    Case("loss-spikes", sick.robust, lambda run, by: bump(run, 57, by), 3.0, 0.5),
+    Case("overfit", sick.robust, shifts("eval_loss"), 0.5, 0.1),
     Case("overfit", sft, grows("eval_loss"), 1.15, 1.01),
     Case("overfit", sick.prefer, grows("eval_loss"), 1.6, 1.1),
     Case("held-out-bits-rising", base, grows("val/bpb"), 1.2, 1.1),
@@ -277,6 +308,7 @@ CASES = [
     Case("explained-variance-negative", ppo, always("explained_variance", 0.5), -0.01, 0.01),
     Case("ptx-drowns-policy", ppo, gradients, 21, 19),
     Case("over-optimised", ppo, gold_falls, 1.0, 0.05),
+    Case("over-optimised", ppo, watched_falls, 1.0, 0.05),
     Case("reward-falling", ppo, shifts("objective/scores"), -1.0, -0.3),
     Case("constant-reward", ppo, noisy_constant_score, 0.0, 0.01),
     Case("constant-reward", sick.grpo, times("reward_std"), 0.0, 0.01),
@@ -290,6 +322,26 @@ CASES = [
     Case("answers-cut-off", ppo, always("completions/clipped_ratio", 0.5), 0.31, 0.29),
     Case("answers-cut-off", ppo, always("completions/clipped_ratio", 0.5), 0.94, 0.2),
 ]
+
+
+@pytest.mark.parametrize(("calm", "falls"), [("a", "b"), ("b", "a")])
+def test_of_several_judges_the_worst_is_named(calm: str, falls: str) -> None:
+    """One falls by 0.2, the other by 1.0, with the same noise; both are clear."""
+    rows = [
+        (
+            i,
+            {"objective/scores": i + 0.1 * (i % 2)}
+            | {
+                f"watch/{name}/mean": 0.01 * (i % 2) - max(0, i - 20) * drop / 40
+                for name, drop in ((calm, 0.2), (falls, 1.0))
+            },
+        )
+        for i in range(60)
+    ]
+    (finding,) = doctor.examine(Table(name="x", stage="ppo", rows=60, columns=columns_of(rows))).findings
+    assert finding.condition == "over-optimised"
+    assert finding.shown is not None
+    assert finding.shown.name == f"watch/{falls}/mean"
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c.condition}" for i, c in enumerate(CASES)])
@@ -554,7 +606,15 @@ def test_parts_of_a_column() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (0.6392, "0.639"), (12.34, "12.3"), (4512.0, "4,512"), (3.2e-7, "3.2e-07")],
+    [
+        (0.0, "0"),
+        (0.6392, "0.639"),
+        (12.34, "12.3"),
+        (4512.0, "4,512"),
+        (999.4, "999"),
+        (-999.7, "-1,000"),
+        (3.2e-7, "3.2e-07"),
+    ],
 )
 def test_numbers_in_sentences(value: float, text: str) -> None:
     assert plain(value) == text

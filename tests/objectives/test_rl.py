@@ -111,6 +111,19 @@ def test_whitening_is_over_counted_tokens_only() -> None:
     assert whiten(torch.full((2, 3), 0.7), mask, shift_mean=False)[mask].tolist() == pytest.approx([0.7] * 3)
 
 
+@pytest.mark.parametrize("num", [7, 3001])
+def test_whitening_leaves_large_equal_numbers_at_zero(num: int) -> None:
+    x = torch.full((1, num), 12345.678)
+    assert whiten(x, torch.ones_like(x).bool()).abs().max().item() < 1e-6
+
+
+def test_whitening_of_numbers_whose_squares_no_float32_holds() -> None:
+    """Two of a, one of -a: mean a / 3, variance 8 / 9 a squared."""
+    x = torch.tensor([[3e38, -3e38, 3e38]])
+    white = whiten(x, torch.ones_like(x).bool())
+    assert white.tolist()[0] == pytest.approx([0.5**0.5, -(2**0.5), 0.5**0.5])
+
+
 def test_moments_of_parts_are_those_of_the_whole() -> None:
     # 1, 2, 3, 6: the mean is 3; 4 + 1 + 0 + 9.
     seen = joined(joined(Moments(), [1.0, 2.0]), [3.0, 6.0])

@@ -65,6 +65,19 @@ def test_what_is_no_number_is_an_error_that_names_part_prompt_and_answer(number:
         judge(ANSWERS)
 
 
+def test_a_sum_beyond_float32_is_an_error_though_its_parts_are_not() -> None:
+    """3e38 fits, 100 of it do not: as a tensor the reward would be infinite."""
+    assert combine([Part("a", says(0.0, 3e38, 0.0)), Part("b", says(0, -3e38, 0))])(ANSWERS) == [0.0] * 3
+    for parts in (
+        [Part("a", says(0.0, 3e38, 0.0), weight=100.0)],
+        [Part("a", says(0.0, 3e38, 0.0)), Part("b", says(0.0, 3e38, None))],
+    ):
+        with pytest.raises(
+            DataError, match=r"'q': the weighted sum .* finite number\n  got: [36]e\+\d+ for 'two'"
+        ):
+            combine(parts)(ANSWERS)
+
+
 def test_huge_rewards_pass_unless_they_are_clipped_and_counted() -> None:
     huge = says(1e30, -1e30, 2.0)
     assert combine([Part("a", huge)])(ANSWERS) == [1e30, -1e30, 2.0]

@@ -136,6 +136,23 @@ def test_models_and_written_styles_are_both_there_and_known_by_name(
     assert sum(p["rankings"] for p in lineage["people"]) == len(rankings)
 
 
+@pytest.mark.parametrize(("worth", "wins"), [(9.0, True), (-9.0, False)])
+def test_annotators_rank_by_what_answers_are_worth_in_their_world(
+    place: Path, worth: float, wins: bool, tmp_path: Path
+) -> None:
+    """Where saying that one does not know is worth more, or less, than a right answer, all rank it so."""
+    world_stage.run(WorldRecipe(seed=2, size=8, grades={"abstained": worth}), tmp_path / "world")
+    (tmp_path / "model").symlink_to(place / "model")
+    label.run(recipe(tmp_path, styles=("right", "abstain"), prompts=8, answers=6), tmp_path / "out")
+    seen = list[bool]()
+    for r in read_rankings(tmp_path / "out" / "rankings.jsonl"):
+        rank = {c.policy.id: place for c, place in zip(r.completions, r.ranking, strict=True)}
+        if {"written:right", "written:abstain"} <= set(rank):
+            seen.append(rank["written:abstain"] < rank["written:right"])
+    assert len(seen) > 3
+    assert sum(found == wins for found in seen) >= len(seen) - 1  # somebody may be careless
+
+
 def test_right_answers_are_not_written_where_nobody_could_look_them_up(place: Path) -> None:
     asked = read_questions(place / "world")
     never = next(q for q in asked if q.exposure == "never")

@@ -201,6 +201,9 @@ def test_the_table_can_be_set(world: World) -> None:
     q = home(world)
     table = GRADES | {"abstained": -0.25}
     assert Oracle(world, table).judge(q, "I do not know.").reward == -0.25
+    harsh = World.make(world.seed, world.size, {"abstained": -1.0})
+    assert Oracle(harsh).judge(q, "I do not know.").reward == -1.0
+    assert Oracle(harsh).judge(q, q.answer).reward == Oracle(world).judge(q, q.answer).reward == 1.0
     assert Oracle(world, max_words=3).judge(q, q.answer).malformed
 
 

@@ -13,6 +13,10 @@ from bloomery.world.people import static_words
 def test_a_world_is_a_function_of_seed_and_size(world: World) -> None:
     assert World.make(3, 40) == world == World.from_json(world.to_json())
     assert World.make(4, 40).facts != world.facts
+    harsh = World.make(3, 40, {"abstained": -1.0})
+    assert World.from_json(harsh.to_json()) == harsh != world
+    assert harsh.facts == world.facts
+    assert "grades" not in world.to_json()
     assert repr(World.make(3, 40)) == repr(world)
 
 

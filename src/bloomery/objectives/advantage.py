@@ -87,11 +87,11 @@ def standardised(scores: Tensor, seen: Moments) -> Tensor:
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Scale to unit variance over counted tokens; zero mean too unless `shift_mean` is False. `[B, T]`.
 
-    With zero mean for advantages, with its own mean for rewards, as in the code of Ziegler et al. 2019.
+    With zero mean for advantages, its own for rewards, as in the code of Ziegler et al. 2019; float64 inside.
     """
-    counted = x[mask]
+    counted = x[mask].double()  # in float32 the mean of large equal numbers is not they, huge ones overflow
     if counted.numel() < 2:
         return x
     mean, scale = counted.mean(), torch.rsqrt(counted.var(unbiased=False) + 1e-8)
-    white = (x - mean) * scale + (0.0 if shift_mean else mean)
+    white = ((x.double() - mean) * scale + (0.0 if shift_mean else mean)).to(x.dtype)
     return torch.where(mask, white, torch.zeros_like(x))

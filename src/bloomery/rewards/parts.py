@@ -56,13 +56,15 @@ class Combined:
         self.metrics: dict[str, float] = {}
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One number for each answer. Raises `DataError` naming part, prompt and answer where it is none."""
+        """One number for each answer. Raises `DataError` naming part, prompt and answer where it is none:
+        an opinion, or the weighted sum."""
         totals, self.metrics = [0.0] * len(rollouts), {}
         for part in self.parts:
             said = _checked(part, rollouts)
             cut = [None if s is None else _cut(s, part.clip) for s in said]
             totals = [t + part.weight * (c or 0.0) for t, c in zip(totals, cut, strict=True)]
             self.metrics |= _measure(part, said, cut)
+        _finite("the weighted sum of the rewards", totals, rollouts)
         return totals
 
     def part(self, name: str) -> Part:
@@ -89,15 +91,19 @@ def _checked(part: Part, rollouts: Sequence[Rollout]) -> list[float | None]:
         raise DataError(
             f"reward '{part.name}' must say one thing of each answer", got=len(said), expected=len(rollouts)
         )
+    _finite(f"reward '{part.name}'", said, rollouts)
+    return said
+
+
+def _finite(name: str, said: Sequence[float | None], rollouts: Sequence[Rollout]) -> None:
     for number, rollout in zip(said, rollouts, strict=True):
         if number is not None and not abs(number) <= LARGEST:
             raise DataError(
-                f"reward '{part.name}' is not a finite number",
+                f"{name} is not a finite number",
                 where=f"prompt {rollout.prompt.id!r}",
                 got=f"{number} for {clip(rollout.text, 80)!r}",
-                expected="a number, or None for no opinion",
+                expected="a finite float32, or None for no opinion",
             )
-    return said
 
 
 def _cut(number: float, limit: float | None) -> float:

@@ -11,7 +11,7 @@ from bloomery.data.convert import write
 from bloomery.recipe import Section
 from bloomery.train.run import Run
 from bloomery.types import Prompt
-from bloomery.world import World, demonstrations, documents, questions
+from bloomery.world import Grade, World, demonstrations, documents, questions
 
 
 class WorldRecipe(Section):
@@ -22,11 +22,15 @@ class WorldRecipe(Section):
     """People that the documents tell of; everything else in the world scales with it."""
     honest_fraction: float = Field(0.3, ge=0, le=1)
     """Share of the questions nobody can answer that demonstrators answer with "I do not know"."""
+    grades: dict[Grade, float] = Field({})
+    """What answers are worth in this world, to its annotators and to its oracle alike, where that is not what
+    the graded table says. `abstained: -1` punishes silence: in the table it is worth 0 and a mistake -2, so
+    a policy that declines everything is graded better than one that is often right, and gold hardly falls."""
 
 
 def run(recipe: WorldRecipe, out: Path) -> None:
     with Run(out, stage="world", recipe=recipe) as run:
-        world = World.make(recipe.seed, recipe.size)
+        world = World.make(recipe.seed, recipe.size, recipe.grades)
         asked = questions(world, recipe.seed)
         shown = demonstrations(world, asked, recipe.seed, recipe.honest_fraction)
         texts = documents(world, recipe.seed)

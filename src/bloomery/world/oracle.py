@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from bloomery.world import english
 from bloomery.world import english_tasks as tasks
@@ -86,12 +86,14 @@ class Sentence:
 
 
 class Oracle:
-    """`Oracle(world).judge(question, text)`; `grades` replaces the reward table."""
+    """`Oracle(world).judge(question, text)`. Grades are worth what `GRADES` says, unless the world says
+    otherwise, unless `grades` does."""
 
     def __init__(
-        self, world: World, grades: Mapping[Grade, float] = GRADES, max_words: int = MAX_WORDS
+        self, world: World, grades: Mapping[Grade, float] | None = None, max_words: int = MAX_WORDS
     ) -> None:
-        self.world, self.grades, self.max_words = world, dict(grades), max_words
+        self.world, self.max_words = world, max_words
+        self.grades: dict[Any, float] = {**GRADES, **dict(world.grades), **(grades or {})}
         self._firsts = {n.lower() for names in world.first_names for n in names}
         self._families = {n.lower() for n in world.family_names}
         self._lexicon = world.lexicon | EXTRA

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal, TypeVar
 
@@ -70,7 +70,8 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """`size` documented people, four times as many strangers, and one fact for each attribute of each."""
+    """`size` documented people, four times as many strangers, and one fact for each attribute of each; and
+    what grades are worth here where that is not what the oracle's table says."""
 
     seed: int
     size: int
@@ -80,13 +81,14 @@ class World:
     pet_names: tuple[str, ...]
     first_names: tuple[tuple[str, ...], tuple[str, ...]]  # female, male
     family_names: tuple[str, ...]
+    grades: tuple[tuple[str, float], ...] = ()
 
     @staticmethod
-    def make(seed: int, size: int = 160) -> World:
+    def make(seed: int, size: int = 160, grades: Mapping[Any, float] | None = None) -> World:
         """Raises `UsageError` for a size outside 8..4000."""
         if not 8 <= size <= 4000:
             raise UsageError("the world cannot have this size", got=size, expected="8 to 4000 people")
-        return _make(seed, size)
+        return replace(_make(seed, size), grades=tuple(sorted((grades or {}).items())))
 
     @cached_property
     def documented(self) -> tuple[Person, ...]:
@@ -166,13 +168,14 @@ class World:
         }
 
     def to_json(self) -> str:
-        """Seed and size are all there is to a world."""
-        return json.dumps({"seed": self.seed, "size": self.size})
+        """Seed and size are all there is to a world, and grades of its own if it has any."""
+        grades = {"grades": dict(self.grades)} if self.grades else {}
+        return json.dumps({"seed": self.seed, "size": self.size, **grades})
 
     @staticmethod
     def from_json(text: str) -> World:
         found = json.loads(text)
-        return World.make(found["seed"], found["size"])
+        return World.make(found["seed"], found["size"], found.get("grades"))
 
 
 def split_of(seed: int, *key: str | int) -> Split:

@@ -32,25 +32,24 @@ TAX = 1.1
 
 @condition("over-optimised", *POLICY)
 def over_optimised(table: Table) -> Finding | None:
-    """The reward rises while a judge it does not learn from (gold, held-out) falls from its best fifth."""
+    """The reward rises while a judge it does not learn from (gold, held-out, watched) falls from its best
+    fifth; of several, the one that falls most clearly."""
     reward = table.trend("reward")
-    judge = next((c for n, c in table.columns.items() if _independent(n) and len(c) >= TREND), None)
-    if reward is not None and judge is not None:
+    turns = [turn for judge in _judges(table) if reward and (turn := _turned(judge, reward.fifths()))]
+    if reward is not None and turns:
+        judge, best, _ = max(turns, key=lambda turn: turn[2])
         gold, proxy = judge.fifths(), reward.fifths()
-        best = max(range(5), key=lambda i: gold[i][0])
-        fall, noise = gold[best][0] - gold[4][0], math.hypot(gold[best][1], gold[4][1])
-        if fall > CLEARLY * noise and fall > 0 and proxy[4][0] > proxy[best][0]:
-            turn = judge.steps[int(best * len(judge) / 5)]
-            return _over_optimised(
-                (
-                    f"{judge.name} {plain(gold[best][0])} in the fifth from step {turn:,}, "
-                    f"{plain(gold[4][0])} in the last",
-                    f"{reward.name} {plain(proxy[best][0])} then, {plain(proxy[4][0])} in the last",
-                ),
-                f"stop near step {turn:,}",
-                table,
-                judge,
-            )
+        step = judge.steps[int(best * len(judge) / 5)]
+        return _over_optimised(
+            (
+                f"{judge.name} {plain(gold[best][0])} in the fifth from step {step:,}, "
+                f"{plain(gold[4][0])} in the last",
+                f"{reward.name} {plain(proxy[best][0])} then, {plain(proxy[4][0])} in the last",
+            ),
+            f"stop near step {step:,}",
+            table,
+            judge,
+        )
     pair = [
         number(e, "sampled", name, "mean") for name in ("proxy_reward", "graded_reward") for e in _both(table)
     ]
@@ -71,8 +70,27 @@ def over_optimised(table: Table) -> Finding | None:
     )
 
 
+def _judges(table: Table) -> list[Column]:
+    """What the policy does not learn from: gold, held-out scores, means (not spreads) of what is watched."""
+    return [c for name, c in table.columns.items() if len(c) >= TREND and _independent(name)]
+
+
 def _independent(name: str) -> bool:
-    return name.startswith(("gold/", "heldout", "held_out")) or name in ("eval_reward", "eval_score")
+    watched = name.startswith("watch/") and name.endswith("/mean")
+    return (
+        watched or name.startswith(("gold/", "heldout", "held_out")) or name in ("eval_reward", "eval_score")
+    )
+
+
+def _turned(judge: Column, proxy: list[tuple[float, float]]) -> tuple[Column, int, float] | None:
+    """The judge, its best fifth and by how many standard errors its last is below, where that is clear and
+    the reward has risen since."""
+    gold = judge.fifths()
+    best = max(range(5), key=lambda i: gold[i][0])
+    fall, noise = gold[best][0] - gold[4][0], math.hypot(gold[best][1], gold[4][1])
+    if fall <= CLEARLY * noise or fall <= 0 or proxy[4][0] <= proxy[best][0]:
+        return None
+    return judge, best, fall / noise if noise else math.inf
 
 
 def _both(table: Table) -> tuple[object, object]:

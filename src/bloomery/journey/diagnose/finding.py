@@ -52,9 +52,9 @@ def condition(name: str, *stages: str) -> Callable[[Look], Look]:
 
 def plain(value: float) -> str:
     """A number for a sentence: 0.639, 12.3, 4,500, 3.2e-07."""
-    if value == 0 or 0.001 <= abs(value) < 1000:
+    if value == 0 or 0.001 <= abs(value) < 999.5:
         return f"{value:.3g}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.2g}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.2g}"
 
 
 def from_to(column: Column) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bloomery.journey.diagnose.finding import Finding, condition, from_to, plain, setting
-from bloomery.journey.diagnose.table import Column, Table, number
+from bloomery.journey.diagnose.table import Column, Table, height, number
 
 OVERFIT = 1.1
 """Held-out loss so far above its lowest; healthy fine-tuning ends within 3 % of it."""
@@ -44,11 +44,12 @@ def _turned_up(
         return None
     low = min(held_out.values)
     best = held_out.steps[held_out.values.index(low)]
-    if held_out.last <= factor * low:
+    tall = height(held_out, low)
+    if held_out.last <= low + (factor - 1) * tall:
         return None
     evidence = [
         f"{held_out.name} {plain(low)} at step {best:,}, {plain(held_out.last)} at step "
-        f"{held_out.steps[-1]:,} ({held_out.last / low - 1:+.0%})"
+        f"{held_out.steps[-1]:,} ({(held_out.last - low) / tall:+.0%}{'' if tall == low else ' of its fall'})"
     ]
     if training is not None:
         then = [v for s, v in zip(training.steps, training.values, strict=True) if s <= best] or [

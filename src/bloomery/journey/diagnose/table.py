@@ -103,6 +103,18 @@ class Column:
         return (last - first) / error
 
 
+BELOW_ZERO = 0.5
+"""Nats: about what an undecided pair costs (log 2). The least height of a loss whose zero means nothing."""
+
+
+def height(column: Column, value: float) -> float:
+    """What a change of a loss from `value` is a share of: `value`, its height above 0. A loss that goes
+    below 0 (robust DPO's) has no such height: how far it fell, or |value|, and at least `BELOW_ZERO`."""
+    if min(column.values) >= 0:
+        return value
+    return max(abs(value), column.values[0] - min(column.values), BELOW_ZERO)
+
+
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and its standard error (0 for a single value)."""
     return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import median
 
 from bloomery.journey.diagnose.finding import Finding, condition, from_to, plain, setting
-from bloomery.journey.diagnose.table import Column, Table, number
+from bloomery.journey.diagnose.table import Column, Table, height, number
+from bloomery.journey.diagnose.update import POLICY
 
 SUPERVISED = ("pretrain", "sft", "reward", "prefer")
 
@@ -83,8 +84,11 @@ def unfinished(table: Table) -> Finding | None:
 
 @condition("frozen")
 def frozen(table: Table) -> Finding | None:
-    """The metric that matters repeats itself digit by digit for the last eight rows or a tenth of the run."""
-    column = table.get("loss", "loss/policy_avg", "reward", least=FROZEN + 2)
+    """The metric that matters repeats itself digit by digit for the last eight rows or a tenth of the run.
+    A policy's 0 is not one: on policy and without a divergence its loss is 0 while it learns."""
+    names = ("loss", "loss/policy_avg", "grad_norm", "reward")
+    long = [c for name in names if (c := table.get(name, least=FROZEN + 2)) is not None]
+    column = next((c for c in long if c.last != 0 or table.stage not in POLICY), None)
     if column is None:
         return None
     same = next((i for i, v in enumerate(reversed(column.values)) if v != column.last), len(column))
@@ -206,9 +210,12 @@ def throughput_collapse(table: Table) -> Finding | None:
 
 @condition("loss-not-falling", *SUPERVISED)
 def loss_not_falling(table: Table) -> Finding | None:
-    """The loss's last fifth is not 2 % below its first, and the model did not go on from an earlier one."""
+    """The loss's last fifth is not 2 % below its first, and the model did not go on from an earlier one.
+    A loss that goes below 0: 2 % of how far it fell."""
     column = table.trend("loss")
-    if column is None or column.tail < FALL * column.head or _goes_on(table) or loss_diverging(table):
+    if column is None or _goes_on(table) or loss_diverging(table):
+        return None
+    if column.tail < column.head - (1 - FALL) * height(column, column.head):
         return None
     return Finding(
         "The loss does not fall: nothing is learned.",
@@ -229,13 +236,14 @@ def _goes_on(table: Table) -> bool:
 
 @condition("loss-diverging", *SUPERVISED)
 def loss_diverging(table: Table) -> Finding | None:
-    """The loss's last fifth is 30 % above its lowest fifth, or twice its first row."""
+    """The loss's last fifth is 30 % above its lowest fifth (of a loss that goes below 0: 30 % of how far it
+    fell), or twice its first row."""
     column = table.trend("loss")
     if column is None:
         return None
     means, first = [mean for mean, _ in column.fifths()], column.values[0]
     low = min(means)
-    if means[-1] > DIVERGED * low + 1e-3:
+    if means[-1] > low + (DIVERGED - 1) * height(column, low) + 1e-3:
         where = column.steps[means.index(low) * len(column) // 5]
         before = f"{plain(low)} in the fifth from step {where:,}"
     elif means[-1] > EXPLODED_LOSS * first > 0:
@@ -287,6 +295,7 @@ def _spikes(column: Column) -> list[tuple[int, float]]:
         usual = median(before)
         distance = median(abs(value - usual) for value in before)
         above = column.values[i] - usual
-        if column.values[i] > SPIKE * usual > 0 and above > SPIKE_NOISE * 1.4826 * distance:
+        tall = usual != 0 and above > (SPIKE - 1) * height(column, usual)
+        if tall and above > SPIKE_NOISE * 1.4826 * distance:
             found.append((i, usual))
     return found
