@@ -20,7 +20,8 @@ from bloomery.data.loader import batch_indices
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_conversations, read_rankings
 from bloomery.errors import UsageError
-from bloomery.evals.reward import Scored, length_preference, read_gold, report_card
+from bloomery.evals.comparisons import Scored
+from bloomery.evals.reward import read_gold, report_card
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
 from bloomery.objectives.reward import (
@@ -166,8 +167,8 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         if recipe.demonstrations is not None:
             shift_to_zero(model, recipe.demonstrations, chat)
         found = [scored(model, s, chat.tokenizer.pad_id) for s in held_out]
-        favours = length_preference([s.texts for s in training], [s.ranks for s in training])
-        card = report_card(found, favours, read_gold(recipe.gold))
+        seen = [s.judged([0.0] * len(s.texts)) for s in training]
+        card = report_card(found, seen, read_gold(recipe.gold))
         if people:
             card["annotators"] = {who: asdict(one) for who, one in people.items()}
         (out / "evaluation.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -285,9 +286,7 @@ def forward(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> tuple[T
 @torch.no_grad()
 def scored(model: ScalarModel, slate: Slate, pad_id: int) -> Scored:
     """A held-out slate with the model's scores, for the report card."""
-    return Scored(
-        slate.id, slate.texts, slate.ranks, tuple(score_slates(model, [slate.sequences], pad_id).tolist())
-    )
+    return slate.judged(score_slates(model, [slate.sequences], pad_id).tolist())
 
 
 @torch.no_grad()
