@@ -35,7 +35,8 @@ from three_seeds import where
 from bloomery.data.convert import write
 from bloomery.data.sources import read_rankings
 from bloomery.errors import ArtifactError, BloomeryError
-from bloomery.evals.reward import Scored, length_preference, verdicts
+from bloomery.evals.comparisons import Scored, length_preference
+from bloomery.evals.reward import verdicts
 from bloomery.feedback.agreement import agreement
 from bloomery.feedback.verdicts import bootstrap
 from bloomery.journey.plan import Journey, make_plan, runs

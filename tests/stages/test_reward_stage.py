@@ -82,7 +82,7 @@ def test_only_submitted_records_count(chat: Chat) -> None:
 
 
 def test_a_slate_cannot_hold_a_grade() -> None:
-    said = {"ranks", "annotators", "ratings", "weights", "strengths"}
+    said = {"ranks", "annotators", "ratings", "weights", "strengths", "sources"}
     assert set(Slate.__dataclass_fields__) == {"id", "texts", "sequences"} | said
 
 

@@ -114,7 +114,8 @@ def normal_places(num: int) -> Floats:
         np.sum(x * density * (num - i) * math.comb(num, i) * below**i * (1 - below) ** (num - 1 - i))
         for i in range(num)
     ]
-    return np.array(found) * (x[1] - x[0])
+    places: Floats = np.array(found) * (x[1] - x[0])
+    return places
 
 
 def _peak(d: Floats, gain: Floats, drawn: Floats) -> dict[str, float | None]:
@@ -212,6 +213,12 @@ def notes(card: Mapping[str, Any]) -> list[str]:
         found.append(
             "Between two answers of one source, and an optimised policy gives only such, it is right in "
             f"{percent(alone)} of {alone['num_pairs']:,}{doubt}."
+        )
+    prior = card["baselines"]["prior"]
+    if prior["lead"]["low"] <= 0 and prior["low"] > 0.5:
+        found.append(
+            f"A rule that only knows the source of an answer is right in {percent(prior)}: much of what is "
+            "compared here is told by that alone."
         )
     trust = card["calibration"]
     if trust["surer"] > OVERSURE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,14 +87,13 @@ def run(recipe: EvaluateReward, out: Path) -> None:
         pooled = pools[recipe.pool](members).tolist() if len(models) > 1 else members[0].tolist()
         seen = [s.judged([0.0] * len(s.texts)) for s in fit if not is_held_out(s.id, share)]
         kinds = categories(recipe, run)
-        card = {
+        card: dict[str, Any] = {
             "format": FORMAT,
             "models": [digest_path(path) for path in recipe.models],
             "held_out": share,
             "disagreement": float(members.std(axis=0).mean()) if len(models) > 1 else None,
         } | report_card(dealt(held_out, pooled), seen, read_gold(recipe.gold), kinds)
         write_json(out / "evaluation.json", card)
-        run.line(card["verdict"]["sentence"])
         run.finish(data=[{"source": str(p)} for p in recipe.rankings], people=count_people(rankings))
 
 
