@@ -7,12 +7,14 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from bloomery.errors import UsageError
 from bloomery.objectives.reward import (
