@@ -183,8 +183,8 @@ def _ppo(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
 
 
 def _slates(number: int) -> list[Scored]:
-    """Answers of two sources to sixty prompts; a judge that sees their worth through noise, and annotators who
-    see it through less."""
+    """Answers of two sources to sixty prompts; a judge that sees their worth through noise, and annotators
+    who see it through less."""
     rng = np.random.default_rng(number)
     found = []
     for i in range(60):

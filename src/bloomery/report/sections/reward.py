@@ -100,7 +100,7 @@ def verdict(card: Json) -> Html:
     said = card.get("verdict") or {}
     if not said:
         return Html("")
-    return join(tag("p", str(said["sentence"]), class_="missing"), notes(card))
+    return join(tag("p", str(said["sentence"]), class_="verdict"), notes(card))
 
 
 def notes(card: Json) -> Html:
