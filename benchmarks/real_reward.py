@@ -35,7 +35,8 @@ from three_seeds import where
 from bloomery.data.convert import write
 from bloomery.data.sources import read_rankings
 from bloomery.errors import ArtifactError, BloomeryError
-from bloomery.evals.reward import Scored, length_preference, verdicts
+from bloomery.evals.comparisons import Scored, judged_by_length
+from bloomery.evals.reward import verdicts
 from bloomery.feedback.agreement import agreement
 from bloomery.feedback.verdicts import bootstrap
 from bloomery.journey.plan import Journey, make_plan, runs
@@ -211,8 +212,7 @@ def right(found: Sequence[Scored], unanimous: bool = False) -> dict[str, list[fl
 
 def by_length(found: Sequence[Scored], training: Sequence[Slate]) -> list[Scored]:
     """Scored by the number of characters, whichever way won more often in training."""
-    sign = length_preference([s.texts for s in training], [s.ranks for s in training])
-    return [replace(s, scores=tuple(float(sign * len(answer)) for answer in s.texts)) for s in found]
+    return judged_by_length(found, [s.judged([0.0] * len(s.texts)) for s in training])
 
 
 def by_source(

@@ -18,7 +18,7 @@ import pytest
 from bloomery.data.convert import write
 from bloomery.data.sources import read_rankings
 from bloomery.errors import ArtifactError, DataError
-from bloomery.evals.reward import Scored
+from bloomery.evals.comparisons import Scored
 from bloomery.models import hub
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, init

@@ -7,12 +7,14 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from bloomery.errors import UsageError
 from bloomery.objectives.reward import (
@@ -202,6 +204,15 @@ def test_a_head_s_ranks_are_those_of_its_ratings() -> None:
     assert found.item() == pytest.approx((want[0] + want[1]).item() / 2)
     # Leniency is no error: everything rated a point higher says the same.
     assert torch.equal(by_head(pairwise, scores, ratings + 1, mask), found)
+
+
+def test_a_head_s_margin_is_the_lead_in_its_own_ratings() -> None:
+    scores, mask = draw(1, 3, 2), torch.tensor([[True, True, False]])
+    ratings = torch.tensor([[[7.0, 2.0], [4.0, 6.0], [float("nan")] * 2]])
+    found = by_head(partial(pairwise, margin=0.5), scores, ratings, mask)
+    # The first leads by 3 points on one head, the second by 4 on the other.
+    gaps = [scores[0, 0, 0] - scores[0, 1, 0] - 1.5, scores[0, 1, 1] - scores[0, 0, 1] - 2.0]
+    assert found.item() == pytest.approx(-sum(logsigmoid(gap).item() for gap in gaps) / 2, rel=1e-5)
 
 
 def test_centring_by_sums_by_hand() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from bloomery.evals import honesty
+from bloomery.evals.comparisons import Scored
 from bloomery.evals.honesty import Judged
+from bloomery.evals.reward import report_card
 
 ROUNDS = 3
 NASTY = "<script>alert('x')</script> & \"quotes\" \x1b[31m"
@@ -180,6 +182,28 @@ def _ppo(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _slates(number: int) -> list[Scored]:
+    """Answers of two sources to sixty prompts; a judge that sees their worth through noise, and annotators
+    who see it through less."""
+    rng = np.random.default_rng(number)
+    found = []
+    for i in range(60):
+        worth = rng.normal(size=4)
+        ranks = [(-(worth + rng.normal(size=4) / 2)).argsort().argsort() + 1 for _ in range(2)]
+        found.append(
+            Scored(
+                id=str(i),
+                texts=tuple("x" * int(n) for n in rng.integers(5, 60, 4)),
+                ranks=tuple(tuple(map(int, row)) for row in ranks),
+                scores=tuple((worth + rng.normal(size=4)).tolist()),
+                annotators=("annotator-1", NASTY),
+                sources=("sft", "sft", "base", "base"),
+                ratings=tuple(tuple((4 + worth.round()).tolist()) for _ in range(2)),
+            )
+        )
+    return found
+
+
 def _card(number: int) -> dict[str, Any]:
     accuracy = 0.84 + 0.02 * number
     kinds = (
@@ -187,7 +211,7 @@ def _card(number: int) -> dict[str, Any]:
         "fact-never: abstained over wrong_confident",
         "harmful: right over wrong",
     )
-    return {
+    return report_card(_slates(number), kinds={str(i): f"kind {i % 3}" for i in range(60)}) | {
         "accuracy": accuracy,
         "low": accuracy - 0.015,
         "high": accuracy + 0.015,

@@ -170,6 +170,50 @@ def test_a_single_stage_is_reported_on_beside_it(tmp_path: Path) -> None:
     assert "nats per assistant token" in path.read_text(encoding="utf-8")
 
 
+FIGURES = ("Accuracy by margin", "Scores", "Choosing by score", "Accuracy by length", "Accuracy by annotator")
+
+
+def test_a_reward_model_s_card_on_a_page_of_its_own(tmp_path: Path) -> None:
+    out = made_up.journey(tmp_path / "run", rounds=1, questions=60)
+    card = shutil.copytree(out / "reward-1", tmp_path / "card")
+    record = json.loads((card / "lineage.json").read_text())
+    (card / "lineage.json").write_text(json.dumps(record | {"stage": "evaluate_reward"}))
+    tree = json.loads((card / "evaluation.json").read_text())
+    page = build(card).read_text(encoding="utf-8")
+    checker = check(page)
+    words = "".join(checker.words)
+    for word in (
+        *FIGURES,
+        "Calibration",
+        "Beside others",
+        "Accuracy by rated difference",
+        "One source or two",
+    ):
+        assert f"<h3>{word}</h3>" in page
+    assert tree["verdict"]["sentence"].partition(": ")[2][1:] in words
+    assert all(note in words for note in tree["verdict"]["notes"])
+    assert [a["id"] for tag, a in checker.tags if tag == "section"] == ["reward", "recipe"]
+    test_it_asks_nobody_for_anything(page)
+    test_every_class_has_a_look(page)
+    assert "\x1b" not in page
+    assert "<script" not in page
+
+
+def test_the_journey_shows_the_last_card_and_bears_an_old_one(
+    journey: Path, page: str, tmp_path: Path
+) -> None:
+    tree = json.loads((journey / "reward-2" / "evaluation.json").read_text())
+    assert tree["verdict"]["sentence"] in "".join(check(page).words)
+    assert all(f"<h3>{title}</h3>" in page for title in FIGURES)
+    old = shutil.copytree(journey / "reward-2", tmp_path / "old")
+    for key in ("verdict", "groups", "distribution", "choosing", "baselines", "ceiling", "given_sources"):
+        del tree[key]
+    (old / "evaluation.json").write_text(json.dumps(tree))
+    before = build(old).read_text(encoding="utf-8")
+    assert "Held-out accuracy" in before
+    assert not any(f"<h3>{title}</h3>" in before for title in FIGURES)
+
+
 def test_no_run_no_page(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such"):
         build(tmp_path / "nowhere")

@@ -83,7 +83,7 @@ def test_only_submitted_records_count(chat: Chat) -> None:
 
 
 def test_a_slate_cannot_hold_a_grade() -> None:
-    said = {"ranks", "annotators", "ratings", "weights", "strengths"}
+    said = {"ranks", "annotators", "ratings", "weights", "strengths", "sources"}
     assert set(Slate.__dataclass_fields__) == {"id", "texts", "sequences"} | said
 
 
@@ -404,6 +404,9 @@ def test_gold_is_for_the_report_card_only(model_dir: Path, tmp_path: Path) -> No
     # The oracle agrees with every annotator here.
     assert kind[1]["accuracy"] == pytest.approx(cards["with"]["accuracy"])
     cards["without"].pop("by_kind")
+    categories = {name: card["groups"].pop("category") for name, card in cards.items()}
+    assert [row["name"] for row in categories["with"]] == ["taste"]
+    assert categories["without"] == []
     assert cards["with"] == cards["without"]
 
 

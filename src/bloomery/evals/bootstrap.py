@@ -66,12 +66,13 @@ def paired(
 
 
 def interval(
-    groups: Sequence[tuple[float, int]], *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
+    groups: Sequence[tuple[float, float]], *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
 ) -> tuple[float, float]:
     """The interval of a share whose cases come in groups that stand or fall together.
 
-    Whole groups are drawn with replacement, as (sum of values, number of values); a draw's share is the
-    sum of its sums over the sum of its numbers. Raises `UsageError` when there is nothing to draw.
+    Whole groups are drawn with replacement, as (sum of values, number of values, or their weights); a draw's
+    share is the sum of its sums over the sum of its numbers. Raises `UsageError` when there is nothing to
+    draw.
     """
     table = np.asarray(groups, dtype=np.float64).reshape(-1, 2)
     if not table[:, 1].sum() > 0:

@@ -5,34 +5,35 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bloomery.evals.bootstrap import DRAWS, LEVEL
-from bloomery.seeds import stream
-from bloomery.types import ranked_pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A held-out slate with the reward model's scores.
-
-    `ranks[a][k]` is annotator `a`'s rank of answer `k`, 0 where that annotator did not rank it.
-    """
-
-    id: str
-    texts: tuple[str, ...]
-    ranks: tuple[tuple[int, ...], ...]
-    scores: tuple[float, ...]
-
+from bloomery.errors import DataError
+from bloomery.evals import budget
+from bloomery.evals.comparisons import (
+    Comparison,
+    Scored,
+    by_length,
+    by_margin,
+    by_prompt,
+    by_rated,
+    comparisons,
+    given_sources,
+    grouped,
+    lead,
+    rate,
+    right,
+    rivals,
+    votes,
+)
 
 Gold = Mapping[str, Mapping[str, Any]]
 """Prompt id -> {"kind": str, "grades": {answer text: grade}}, from the oracle."""
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def read_gold(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -47,30 +48,72 @@ def read_gold(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return gold
 
 
-def report_card(held_out: Sequence[Scored], length_sign: int, gold: Gold | None = None) -> dict[str, Any]:
-    """Accuracy with interval beside the annotators' own agreement and a baseline that reads only length.
-
-    Intervals are bootstrapped over slates, because the pairs of one slate are not independent.
+def report_card(
+    held_out: Sequence[Scored],
+    training: Sequence[Scored] = (),
+    gold: Gold | None = None,
+    kinds: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What held-out comparisons say of a judge; every accuracy with an interval that draws prompts.
 
     Args:
         held_out: slates that were not trained on.
-        length_sign: +1 if longer answers won more often in training, else -1; see `length_preference`.
-        gold: the oracle's grades; adds a table by kind of comparison.
+        training: slates that were, with any scores: what the baselines learn from. Without, the baselines are
+            cross-fitted on the held-out slates.
+        gold: the oracle's grades; adds a table by kind of comparison, and each prompt's category.
+        kinds: prompt id -> category, beside and before those of `gold`.
+
+    Raises `DataError` for a score that is not finite.
     """
-    per_slate = [list(verdicts(s)) for s in held_out]
-    agreed = [list(verdicts(s, unanimous=True)) for s in held_out]
-    ceiling = [list(peer_agreement(s)) for s in held_out]
-    length = [list(length_verdicts(s, length_sign)) for s in held_out]
+    for slate in held_out:
+        if not all(map(math.isfinite, slate.scores)):
+            raise DataError("a score is not a number", got=f"{list(slate.scores)} for prompt {slate.id}")
+    found = list(comparisons(held_out))
+    own = by_prompt(found)
+    categories = {name: str(entry["kind"]) for name, entry in (gold or {}).items()} | dict(kinds or {})
     trust = calibration(held_out)
-    return {
-        **_rate("accuracy", per_slate),
-        "agreed": _rate("accuracy", agreed),
-        "agreement": _share(ceiling),
-        "length_baseline": _share(length),
+    ceiling = rate(_by_prompt(held_out, peer_agreement))
+    baselines = {}
+    for name, slates in rivals(held_out, training).items():
+        theirs = by_prompt(comparisons(slates))
+        baselines[name] = rate(theirs) | {"lead": lead(own, theirs)}
+    card: dict[str, Any] = {
+        **rate(own),
+        "agreed": rate(_by_prompt(held_out, lambda s: verdicts(s, unanimous=True))),
+        "agreement": ceiling["accuracy"],
+        "ceiling": ceiling,
+        "length_baseline": baselines["length"]["accuracy"],
+        "baselines": baselines,
+        "given_sources": given_sources(found),
         "eval_ece": trust["ece"],
         "calibration": trust,
         "by_kind": by_kind(held_out, gold) if gold else {},
+        "groups": groups(found, categories),
+        "distribution": distribution(held_out),
+        "choosing": budget.choosing(held_out),
         "num_slates": len(held_out),
+    }
+    return card | {"verdict": budget.verdict(card)}
+
+
+def groups(found: Sequence[Comparison], categories: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy in groups: rows of a name, the accuracy with its interval, and the number of pairs. A pair of
+    two sources counts for both. A grouping nothing is known for is empty."""
+
+    def sides(one: Comparison) -> list[str]:
+        if "unknown" in one.sources:
+            return []
+        return ["of one source" if one.sources[0] == one.sources[1] else "of two sources"]
+
+    known = any(name != "unknown" for one in found for name in one.sources)
+    return {
+        "margin": by_margin(found),
+        "rated": by_rated(found),
+        "length": by_length(found),
+        "annotator": grouped(found, lambda one: [one.annotator]),
+        "category": grouped(found, lambda one: [categories[one.prompt]] if one.prompt in categories else []),
+        "source": grouped(found, lambda one: sorted(set(one.sources))) if known else [],
+        "sources": grouped(found, sides),
     }
 
 
@@ -80,66 +123,72 @@ def verdicts(slate: Scored, unanimous: bool = False) -> Iterator[float]:
     Every annotator's pairs count; with `unanimous`, each pair counts once, and only when at least two
     annotators ranked it and all of them agree.
     """
-    votes = _votes(slate)
-    for (i, j), sides in votes.items():
+    for (i, j), sides in votes(slate).items():
         if unanimous:
             sides = [sides[0]] if len(sides) > 1 and len(set(sides)) == 1 else []
         for side in sides:
             if side:
-                yield _right(side * (slate.scores[i] - slate.scores[j]))
+                yield right(side * (slate.scores[i] - slate.scores[j]))
 
 
 def peer_agreement(slate: Scored) -> Iterator[float]:
     """For each pair of answers and each two annotators who both ordered it: do they agree? The ceiling."""
-    for sides in _votes(slate).values():
+    for sides in votes(slate).values():
         for a, b in combinations([s for s in sides if s], 2):
             yield float(a == b)
-
-
-def length_verdicts(slate: Scored, sign: int) -> Iterator[float]:
-    for (i, j), sides in _votes(slate).items():
-        for side in sides:
-            if side:
-                yield _right(side * sign * (len(slate.texts[i]) - len(slate.texts[j])))
-
-
-def length_preference(texts: Sequence[Sequence[str]], ranks: Sequence[Sequence[Sequence[int]]]) -> int:
-    """+1 if the longer answer won more of the training pairs, else -1."""
-    won = 0
-    for answers, rows in zip(texts, ranks, strict=True):
-        for row in rows:
-            seen = [k for k, rank in enumerate(row) if rank > 0]
-            for winner, loser, tie in ranked_pairs([row[k] for k in seen]):
-                gap = len(answers[seen[winner]]) - len(answers[seen[loser]])
-                won += 0 if tie else (gap > 0) - (gap < 0)
-    return 1 if won >= 0 else -1
 
 
 def calibration(held_out: Sequence[Scored], bins: int = 10) -> dict[str, Any]:
     """Reliability of `sigmoid(score gap)`: expected calibration error, and each bin's mean and outcome.
 
-    Each pair is looked at from the side the model favours, so probabilities run from 0.5 to 1.
+    Each pair is looked at from the side the model favours, so probabilities run from 0.5 to 1. `surer` is by
+    how much it is surer than right on average; below 0 it is too modest.
     """
-    found: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
-    for slate in held_out:
-        for (i, j), sides in _votes(slate).items():
-            gap = slate.scores[i] - slate.scores[j]
-            p = 1 / (1 + math.exp(-min(abs(gap), 50.0)))
-            for side in sides:
-                if side:
-                    found[min(int((p - 0.5) * 2 * bins), bins - 1)].append((p, _right(side * gap)))
-    total = sum(len(b) for b in found)
-    rows = [
-        {
-            "confidence": sum(p for p, _ in b) / len(b),
-            "accuracy": sum(r for _, r in b) / len(b),
-            "n": len(b),
-        }
-        for b in found
-        if b
+    found: list[list[tuple[float, Comparison]]] = [[] for _ in range(bins)]
+    for one in comparisons(held_out):
+        p = 1 / (1 + math.exp(-min(abs(one.gap), 50.0)))
+        found[min(int((p - 0.5) * 2 * bins), bins - 1)].append((p, one))
+    rows = []
+    for inside in filter(None, found):
+        outcome = rate(by_prompt(one for _, one in inside))
+        confidence = sum(p for p, _ in inside) / len(inside)
+        rows.append({"confidence": confidence, "n": outcome.pop("num_pairs")} | outcome)
+    total = sum(row["n"] for row in rows)
+    gaps = [(row["confidence"] - row["accuracy"], row["n"]) for row in rows]
+    return {
+        "ece": sum(abs(gap) * n for gap, n in gaps) / total if total else 0.0,
+        "surer": sum(gap * n for gap, n in gaps) / total if total else 0.0,
+        "bins": rows,
+    }
+
+
+def distribution(held_out: Sequence[Scored], bins: int = 24) -> dict[str, Any] | None:
+    """Where the scores of all answers lie: moments, quantiles and a histogram (`edges` has one more entry
+    than `counts`); `within`, the mean spread (standard deviation) of one prompt's answers; and `ties`, the
+    share of pairs of different answers to a prompt that score exactly the same. None without an answer."""
+    scores = np.array([score for s in held_out for score in s.scores], dtype=np.float64)
+    if not len(scores):
+        return None
+    std = float(scores.std())
+    counts, edges = np.histogram(scores, bins=bins)
+    pairs = [
+        a == b
+        for s in held_out
+        for (x, a), (y, b) in combinations(zip(s.texts, s.scores, strict=True), 2)
+        if x != y
     ]
-    error = sum(abs(row["confidence"] - row["accuracy"]) * row["n"] for row in rows) / total if total else 0.0
-    return {"ece": error, "bins": rows}
+    return {
+        "num": len(scores),
+        "mean": float(scores.mean()),
+        "std": std,
+        "skew": float(((scores - scores.mean()) ** 3).mean() / std**3) if std else 0.0,
+        "within": float(np.mean([np.std(s.scores) for s in held_out])),
+        "min": float(scores.min()),
+        "max": float(scores.max()),
+        "quantiles": dict(zip(map(str, QUANTILES), np.quantile(scores, QUANTILES).tolist(), strict=True)),
+        "ties": sum(pairs) / len(pairs) if pairs else 0.0,
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
 
 
 def by_kind(held_out: Sequence[Scored], gold: Gold) -> dict[str, dict[str, float]]:
@@ -156,43 +205,17 @@ def by_kind(held_out: Sequence[Scored], gold: Gold) -> dict[str, dict[str, float
             if first["reward"] < second["reward"]:
                 i, j, first, second = j, i, second, first
             name = f"{known['kind']}: {first['grade']} over {second['grade']}"
-            found[name].append(_right(slate.scores[i] - slate.scores[j]))
+            found[name].append(right(slate.scores[i] - slate.scores[j]))
     return {
         name: {"accuracy": sum(values) / len(values), "n": float(len(values))}
         for name, values in sorted(found.items())
     }
 
 
-def _votes(slate: Scored) -> dict[tuple[int, int], list[int]]:
-    """For each pair of answers, what each annotator who ranked both said: 1 first, -1 second, 0 tie."""
-    votes: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for row in slate.ranks:
-        seen = [k for k, rank in enumerate(row) if rank > 0]
-        for i, j in combinations(seen, 2):
-            votes[i, j].append((row[i] < row[j]) - (row[i] > row[j]))
-    return votes
-
-
-def _right(gap: float) -> float:
-    return 0.5 if gap == 0 else float(gap > 0)
-
-
-def _share(groups: Sequence[Sequence[float]]) -> float | None:
-    values = [v for group in groups for v in group]
-    return sum(values) / len(values) if values else None
-
-
-def _rate(name: str, groups: Sequence[Sequence[float]]) -> dict[str, Any]:
-    share, num_pairs = _share(groups), sum(len(g) for g in groups)
-    if share is None:
-        return {name: None, "low": None, "high": None, "num_pairs": 0}
-    low, high = _interval([g for g in groups if g])
-    return {name: share, "low": low, "high": high, "num_pairs": num_pairs}
-
-
-def _interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Percentile bootstrap of the share over all values, drawing whole groups."""
-    sums, counts = np.array([sum(g) for g in groups]), np.array([len(g) for g in groups])
-    drawn = stream(0, "bootstrap").multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=DRAWS)
-    low, high = np.quantile(drawn @ sums / (drawn @ counts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def _by_prompt(
+    held_out: Sequence[Scored], count: Callable[[Scored], Iterable[float]]
+) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for slate in held_out:
+        found[slate.id] += count(slate)
+    return found

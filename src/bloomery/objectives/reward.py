@@ -144,7 +144,8 @@ def huber(
 def by_head(loss: Loss, scores: Tensor, ratings: Tensor, mask: Tensor) -> Tensor:
     """A ranking loss on every head, each with the ranks that its ratings put the answers in.
 
-    What matters is only which answer was rated higher, so an annotator's leniency is no error.
+    What matters is only which answer was rated higher, so an annotator's leniency is no error; and, for a
+    loss with a margin, by how much on this head.
 
     Args:
         scores, ratings: `[G, K, H]`; mask: `[G, K]`, True where an answer was rated.
@@ -152,7 +153,10 @@ def by_head(loss: Loss, scores: Tensor, ratings: Tensor, mask: Tensor) -> Tensor
         `[G]`, the mean over heads.
     """
     ranks = -_known(ratings, mask[..., None])
-    heads = [loss(scores[..., h], Wanted(ranks[..., h], mask)) for h in range(scores.shape[2])]
+    heads = [
+        loss(scores[..., h], Wanted(ranks[..., h], mask, worth=ratings[..., h]))
+        for h in range(scores.shape[2])
+    ]
     return torch.stack(heads).mean(0)
 
 

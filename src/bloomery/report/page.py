@@ -12,8 +12,18 @@ from bloomery import __version__
 from bloomery.errors import ArtifactError
 from bloomery.lineage import write_text
 from bloomery.report.html import Html, tag
-from bloomery.report.sections import alignment, health, lab, origin, outcome, people, samples, training
-from bloomery.report.view import View
+from bloomery.report.sections import (
+    alignment,
+    health,
+    lab,
+    origin,
+    outcome,
+    people,
+    reward,
+    samples,
+    training,
+)
+from bloomery.report.view import CARD, Json, View
 
 CONTENTS = (
     ("outcome", "Outcome"),
@@ -50,11 +60,19 @@ def build(out: Path) -> Path:
 
 
 def render(view: View) -> Html:
-    style = Html(resources.files("bloomery.report").joinpath("style.css").read_text(encoding="utf-8"))
+    card = view.json(CARD, "evaluation.json")
+    return _document(view, _card(view, card) if card else _journey(view))
+
+
+def _card(view: View, card: Json) -> list[Html]:
+    """A reward model's report card by itself."""
+    return [reward.opening(card, view.out), tag("main", reward.alone(card), origin.recipe(view))]
+
+
+def _journey(view: View) -> list[Html]:
     found = lab.overoptimisation(view)
     contents = [*CONTENTS[:1], *([LAB] if found else []), *CONTENTS[1:]]
-    body = tag(
-        "div",
+    return [
         outcome.hero(view),
         tag("nav", tag("ul", *(tag("li", tag("a", word, href=f"#{name}")) for name, word in contents))),
         tag(
@@ -64,7 +82,7 @@ def render(view: View) -> Html:
             health.health(view),
             samples.samples(view),
             alignment.reinforcement(view),
-            alignment.reward_model(view),
+            reward.reward_model(view),
             people.annotators(view),
             training.finetuning(view),
             training.pretraining(view),
@@ -72,6 +90,14 @@ def render(view: View) -> Html:
             origin.lineage(view),
             origin.recipe(view),
         ),
+    ]
+
+
+def _document(view: View, parts: list[Html]) -> Html:
+    style = Html(resources.files("bloomery.report").joinpath("style.css").read_text(encoding="utf-8"))
+    body = tag(
+        "div",
+        *parts,
         _problems(view),
         tag(
             "footer",

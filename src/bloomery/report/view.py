@@ -20,6 +20,8 @@ from bloomery.report.plots import Number
 Json = dict[str, Any]
 Rows = list[Json]
 
+CARD = "evaluate_reward"
+"""The step of a directory that is a reward model's report card."""
 ROW_COLOURS = {"base": "s6", "sft": "s1", "rl": "s2"}
 
 

@@ -61,5 +61,6 @@ for _name, _schema in (
     ("best_of_n", "BestOfN"),
     ("rejection", "Rejection"),
     ("evaluate", "Evaluate"),
+    ("evaluate_reward", "EvaluateReward"),
 ):
     STAGES.register(_name)(Stage(_name, _schema))

@@ -21,7 +21,8 @@ from bloomery.data.loader import ahead, batch_indices
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_rankings
 from bloomery.errors import UsageError
-from bloomery.evals.reward import Scored, length_preference, read_gold, report_card
+from bloomery.evals.comparisons import Scored
+from bloomery.evals.reward import read_gold, report_card
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
 from bloomery.models.slates import Group
@@ -177,8 +178,8 @@ def run(recipe: RewardRecipe, out: Path) -> None:
         if shown:
             shift_to_zero(model, shown, chat.tokenizer.pad_id)
         found = scored(model, held_out, chat.tokenizer.pad_id)
-        favours = length_preference([s.texts for s in training], [s.ranks for s in training])
-        card = report_card(found, favours, read_gold(recipe.gold))
+        seen = [s.judged([0.0] * len(s.texts)) for s in training]
+        card = report_card(found, seen, read_gold(recipe.gold))
         if people:
             card["annotators"] = {who: asdict(one) for who, one in people.items()}
         (out / "evaluation.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -328,7 +329,7 @@ def scored(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> list[Sco
     """Held-out slates with the model's scores, for the report card."""
     scores = score_slates(model, [s.sequences for s in slates], pad_id)
     each = scores.split([len(s.sequences) for s in slates])
-    return [Scored(s.id, s.texts, s.ranks, tuple(x.tolist())) for s, x in zip(slates, each, strict=True)]
+    return [s.judged(x.tolist()) for s, x in zip(slates, each, strict=True)]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bloomery.errors import UsageError
+from bloomery.evals.comparisons import Scored
 from bloomery.seeds import derive
 from bloomery.stages.common import is_held_out
 from bloomery.text.chat import Chat
@@ -30,6 +31,7 @@ class Slate:
     `ranks[a][k]` is annotator `a`'s rank of answer `k`, 0 where that annotator did not see it
     (another one's correction); `ratings[a][k]` the three H, NaN where it was not rated. `weights[a]` is what
     the ranking counts, 1 on average. With `strengths` the one row is what all annotators said together.
+    `sources[k]` wrote the answer.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Slate:
     ratings: tuple[tuple[Rated, ...], ...] = ()
     weights: tuple[float, ...] = ()
     strengths: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -55,6 +58,11 @@ class Slate:
             ratings=tuple(self.ratings[a] for a in rows),
             weights=tuple(self.weights[a] for a in rows if self.weights),
         )
+
+    def judged(self, scores: Sequence[float]) -> Scored:
+        """The slate for a report card; an answer was rated the mean of its three H."""
+        rated = tuple(tuple(sum(r) / len(r) for r in row) for row in self.ratings)
+        return Scored(self.id, self.texts, self.ranks, tuple(scores), self.annotators, self.sources, rated)
 
 
 class Compared(Protocol):
@@ -95,7 +103,7 @@ def make_slates(rankings: Iterable[Ranking], chat: Chat, corrections: bool) -> l
 def make_slate(group: Sequence[Ranking], chat: Chat, corrections: bool) -> Slate:
     """One prompt's rankings as a slate; each correction becomes an answer that only its author ranked."""
     first = group[0]
-    answers = [c.messages for c in first.completions]
+    answers, written = [c.messages for c in first.completions], [c.policy.id for c in first.completions]
     rows: list[dict[int, int]] = []
     for r in group:
         row = {k: rank + 1 for k, rank in enumerate(r.ranking or ())}
@@ -111,6 +119,7 @@ def make_slate(group: Sequence[Ranking], chat: Chat, corrections: bool) -> Slate
         ranks=tuple(tuple(row.get(k, 0) for k in range(len(answers))) for row in rows),
         annotators=tuple(r.annotator.id for r in group),
         ratings=tuple(_rated(r.ratings, len(answers)) for r in group),
+        sources=(*written, *["correction"] * (len(answers) - len(written))),
     )
 
 
@@ -130,9 +139,7 @@ def split(
 ) -> tuple[list[S], list[S]]:
     """What is trained on and what is held out, by the prompt's id; without slates whose longest answer, with
     its prompt, is beyond `limit` tokens."""
-    fit = [s for s in slates if s.longest <= limit]
-    if len(fit) < len(slates):
-        say(f"left out {len(slates) - len(fit)} of {len(slates)} prompts with an answer beyond the context")
+    fit = within(slates, limit, say)
     training = [s for s in fit if not is_held_out(s.id, held_out)]
     if not training:
         raise UsageError(
@@ -141,6 +148,14 @@ def split(
             do="give more rankings, or a smaller held_out",
         )
     return training, [s for s in fit if is_held_out(s.id, held_out)]
+
+
+def within(slates: Sequence[S], limit: int, say: Callable[[str], None]) -> list[S]:
+    """The slates whose longest answer, with its prompt, is not beyond `limit` tokens; says how many are."""
+    fit = [s for s in slates if s.longest <= limit]
+    if len(fit) < len(slates):
+        say(f"left out {len(slates) - len(fit)} of {len(slates)} prompts with an answer beyond the context")
+    return fit
 
 
 def told(slates: Sequence[Slate], width: int, device: torch.device) -> Told:
