@@ -64,7 +64,7 @@ REWARD = {
     "held_out": 0.25,
     "combine": "reliability",
     "evaluate_every": 1000,
-    "optimiser": {"learning_rate": 2e-4},
+    "optimiser": {"kind": "adamw", "learning_rate": 2e-4},
 }
 """The reward stage's settings, the same for every set. Annotators called "unknown" weigh 1."""
 
