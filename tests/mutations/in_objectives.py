@@ -211,8 +211,8 @@ OBJECTIVES = (
     Mutation(
         "kto-likes-what-was-rejected",
         "objectives/preference.py",
-        "torch.sigmoid(beta * (kl - rejected_ratio))",
-        "torch.sigmoid(beta * (rejected_ratio - kl))",
+        "torch.where(good, ratio - kl, kl - ratio)",
+        "ratio - kl",
         PREFERENCE,
     ),
     Mutation(

@@ -199,14 +199,14 @@ TRAINING = (
     ),
     Mutation(
         "long-rankings-weigh-more",
-        "stages/prefer.py",
+        "stages/preferences.py",
         "            1 / len(several),\n",
         "            1.0,\n",
         _stage("prefer", "a_prompts_rankings_are_one_slate_and_each_weighs_one"),
     ),
     Mutation(
         "turns-of-the-prompt-trained",
-        "stages/prefer.py",
+        "stages/preferences.py",
         "[counts and t >= begin for t, counts in enumerate(rendered.mask)]",
         "list(rendered.mask)",
         _stage("prefer", "what_counts_is_the_answer_with_its_end_and_nothing_of_the_prompt"),
