@@ -216,6 +216,13 @@ OBJECTIVES = (
         PREFERENCE,
     ),
     Mutation(
+        "kto-weights-exchanged",
+        "objectives/preference.py",
+        "torch.where(good, ratio.new_tensor(desirable), ratio.new_tensor(undesirable))",
+        "torch.where(good, ratio.new_tensor(undesirable), ratio.new_tensor(desirable))",
+        PREFERENCE,
+    ),
+    Mutation(
         "orpo-probabilities-for-odds",
         "objectives/preference.py",
         "odds = chosen - log1mexp(chosen) - rejected + log1mexp(rejected)",

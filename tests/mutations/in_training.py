@@ -219,6 +219,27 @@ TRAINING = (
         _stage("prefer", "the_first_step_by_hand"),
     ),
     Mutation(
+        "judged-answers-weigh-as-much-as-pairs",
+        "stages/prefer.py",
+        "worth = preference.values(alone, singles) / 2",
+        "worth = preference.values(alone, singles)",
+        _stage("prefer_judged", "pairs_given_as_single_answers_are_the_same_step"),
+    ),
+    Mutation(
+        "judged-answers-of-another-prompt",
+        "stages/prefer.py",
+        "alone += [(start + place, good)",
+        "alone += [(place, good)",
+        _stage("prefer_judged", "a_step_by_hand"),
+    ),
+    Mutation(
+        "undesirable-answers-logged-as-chosen",
+        "stages/prefer.py",
+        '("rejected", ~singles.good, totals',
+        '("rejected", singles.good, totals',
+        _stage("prefer_judged", "a_step_by_hand"),
+    ),
+    Mutation(
         "online-dpo-prefers-the-lower-score",
         "stages/prefer_online.py",
         "order = sorted(set(scores[start : start + samples]), reverse=True)",

@@ -236,7 +236,7 @@ def test_a_loss_that_compares_refuses_answers_that_stand_alone(
 def test_files_of_the_wrong_kind_and_none_at_all_are_refused(
     model_dir: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="or `judged` with loss=kto"):
+    with pytest.raises(UsageError, match="or `judged` and loss=kto"):
         train(model_dir, tmp_path / "none")
     with pytest.raises(UsageError, match=r"judged\.jsonl:1: (.|\n)*loss=kto, as `judged`"):
         train(model_dir, tmp_path / "a", rankings=(files["judged"],), loss="dpo")

@@ -111,12 +111,9 @@ def kto(
 
     `kto_single` of both answers. The half makes a mean over pairs the mean over answers.
     """
-
-    def worth(ratio: Tensor, good: bool) -> Tensor:
-        labels = torch.full_like(ratio, good, dtype=torch.bool)
-        return kto_single(ratio, labels, kl, beta=beta, desirable=desirable, undesirable=undesirable)
-
-    return (worth(chosen_ratio, True) + worth(rejected_ratio, False)) / 2
+    worth = partial(kto_single, kl=kl, beta=beta, desirable=desirable, undesirable=undesirable)
+    good = torch.ones_like(chosen_ratio, dtype=torch.bool)
+    return (worth(chosen_ratio, good) + worth(rejected_ratio, ~good)) / 2
 
 
 @singles.register("kto")

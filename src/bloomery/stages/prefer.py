@@ -79,17 +79,12 @@ class Prefer(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> Prefer:
-        """The loss, its settings and what it can learn from are checked before anything is loaded."""
-        alone = preference.single(self.loss, self.loss_settings)
+        """What the loss can learn from is checked before anything is loaded."""
         if not (self.rankings or self.judged):
-            raise UsageError(
-                "there is nothing to learn from", do="give `rankings`, or `judged` with loss=kto"
-            )
-        if self.judged and alone is None:
+            raise UsageError("there is nothing to learn from", do="give `rankings`, or `judged` and loss=kto")
+        if self.judged and preference.single(self.loss, self.loss_settings) is None:
             raise UsageError(
                 f"'{self.loss}' compares two answers, and those in `judged` stand alone",
-                where=", ".join(map(str, self.judged)),
-                expected=f"one of the losses of single answers: {', '.join(preference.singles)}",
                 do="choose loss=kto, or give `rankings` in place of `judged`",
             )
         return self
@@ -170,10 +165,8 @@ def backward(
     alone: Loss | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Leave the gradient of a step's objective, the mean loss of its rankings, in `.grad`; under
-    `torch.no_grad` only find the objective.
-
-    An answer that was judged alone counts half as much as a ranking, so that the objective is the mean over
-    answers whether two of them came as a pair or each by itself.
+    `torch.no_grad` only find the objective. An answer that was judged alone counts as half a ranking, so it
+    is all the same whether two answers came as a pair or each by itself.
 
     Group after group, so that no more than one group's graph exists at a time. The mean, and the KL where the
     loss reads one, are the whole step's, so the gradient is that of one backward pass over all groups.
@@ -184,7 +177,7 @@ def backward(
     Returns:
         the objective, and what is logged of it.
     """
-    totals = Totals.of(slates)
+    totals = totals_of(slates)
     known = reference.split([len(s.answers) for s in slates])
     kl = reference.new_zeros(())
     objective, metrics = reference.new_zeros(()), dict[str, float]()
@@ -228,23 +221,24 @@ class Said(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What the pairs of a step weigh together, and how many answers were called good and bad alone."""
+    """What the pairs of a step weigh; its chosen and its rejected answers, in these pairs and alone."""
 
     pairs: float
-    good: int
-    bad: int
+    chosen: float
+    rejected: float
 
-    @classmethod
-    def of(cls, slates: Sequence[Slate]) -> Totals:
-        labels = [good for s in slates for _, good in s.judged]
-        return cls(sum(w for s in slates for *_, w in s.pairs), sum(labels), len(labels) - sum(labels))
+
+def totals_of(slates: Sequence[Slate]) -> Totals:
+    pairs = sum(weight for s in slates for *_, weight in s.pairs)
+    labels = [good for s in slates for _, good in s.judged]
+    return Totals(pairs, pairs + labels.count(True), pairs + labels.count(False))
 
 
 def loss_of(loss: Loss, alone: Loss | None, said: Said, totals: Totals) -> tuple[Tensor, dict[str, float]]:
     """What some pairs and single answers add to the mean loss of a step with these totals, and to what is
     logged. A kind of answer that the step does not have is not logged."""
     pairs, weights, singles = said
-    whole = totals.pairs + (totals.good + totals.bad) / 2
+    whole = (totals.chosen + totals.rejected) / 2
     objective = aggregate(weights * preference.values(loss, pairs), weights > 0, whole)
     if alone is not None:
         worth = preference.values(alone, singles) / 2
@@ -252,15 +246,15 @@ def loss_of(loss: Loss, alone: Loss | None, said: Said, totals: Totals) -> tuple
     metrics = {"loss": objective}
     chosen, rejected = preference.implicit_rewards(loss, pairs)
     reward = preference.implicit_reward(loss, singles.logps, singles.ratio, singles.length)
-    for side, these, total, known in (
-        ("chosen", singles.good, totals.pairs + totals.good, (chosen, pairs.chosen_logps)),
-        ("rejected", ~singles.good, totals.pairs + totals.bad, (rejected, pairs.rejected_logps)),
+    for side, these, total, rewards, logps in (
+        ("chosen", singles.good, totals.chosen, chosen, pairs.chosen_logps),
+        ("rejected", ~singles.good, totals.rejected, rejected, pairs.rejected_logps),
     ):
         share = torch.cat([weights, these.to(weights.dtype)])
-        for name, paired, single in zip(("rewards", "logps"), known, (reward, singles.logps), strict=True):
+        for name, values in (("rewards", (rewards, reward)), ("logps", (logps, singles.logps))):
             if total:
-                metrics[f"{name}/{side}"] = aggregate(share * torch.cat([paired, single]), share > 0, total)
-    if totals.pairs + totals.good and totals.pairs + totals.bad:
+                metrics[f"{name}/{side}"] = aggregate(share * torch.cat(values), share > 0, total)
+    if totals.chosen and totals.rejected:
         metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
     if totals.pairs:
         won = 0.5 + 0.5 * (chosen - rejected).sign()
@@ -292,18 +286,10 @@ def compare(
 
     chosen, rejected = places(row[0] for row in rows), places(row[1] for row in rows)
     single = places(place for place, _ in alone)
-    pairs = Pairs(
-        chosen_logps=logps[chosen],
-        rejected_logps=logps[rejected],
-        chosen_ratio=ratio[chosen],
-        rejected_ratio=ratio[rejected],
-        chosen_length=length[chosen],
-        rejected_length=length[rejected],
-        kl=kl,
-    )
+    both = [of[place] for of in (logps, ratio, length) for place in (chosen, rejected)]
     good = torch.tensor([label for _, label in alone], dtype=torch.bool, device=logps.device)
-    singles = Singles(logps[single], ratio[single], length[single], good, kl)
-    return Said(pairs, torch.tensor([row[2] for row in rows], device=logps.device), singles)
+    weights = torch.tensor([row[2] for row in rows], device=logps.device)
+    return Said(Pairs(*both, kl), weights, Singles(logps[single], ratio[single], length[single], good, kl))
 
 
 def read_reference(

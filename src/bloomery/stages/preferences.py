@@ -1,6 +1,4 @@
-"""What people said of answers as the preference losses read it: one slate for each prompt, with the answers
-that were compared or judged alone, each answer once however often it was spoken of.
-"""
+"""What people said of answers as the preference stages read it: one slate for each prompt."""
 
 from __future__ import annotations
 
@@ -8,14 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from bloomery.data.messages import Messages
 from bloomery.errors import DataError, UsageError
 from bloomery.feedback.pairs import Pair, rankings_to_pairs
 from bloomery.models.slates import Example
 from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
 from bloomery.types import Judgement, Message, Ranking
-
-Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +102,12 @@ def example(prompt: Messages, answer: Messages, chat: Chat) -> Example:
 
 
 def say_kinds(judgements: Sequence[Judgement], rankings: bool, say: Callable[[str], None]) -> None:
-    """How many answers were judged alone, of which kind; and what it means where there is one kind only."""
-    good = sum(j.label for j in judgements)
-    say(f"answers judged alone: {good} desirable, {len(judgements) - good} undesirable")
-    if not rankings and good in (0, len(judgements)):
-        only, what = (
-            ("desirable", "more like all of them") if good else ("undesirable", "less like all of them")
-        )
-        say(f"every answer is {only}: the policy only learns to answer {what}, nothing tells answers apart")
+    """How many answers of each kind were judged alone; and what follows where there is one kind only."""
+    kinds = Counter(j.verdict for j in judgements)
+    say("answers judged alone: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())))
+    if len(kinds) == 1 and not rankings:
+        end = "likelier" if judgements[0].label else "less likely"
+        say(f"every answer is {judgements[0].verdict}: all become {end}, and nothing tells them apart")
 
 
 def with_strays(slates: Sequence[Slate], limit: int) -> list[Slate]:
