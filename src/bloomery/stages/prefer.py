@@ -286,10 +286,12 @@ def compare(
 
     chosen, rejected = places(row[0] for row in rows), places(row[1] for row in rows)
     single = places(place for place, _ in alone)
-    both = [of[place] for of in (logps, ratio, length) for place in (chosen, rejected)]
+    pairs = Pairs(
+        logps[chosen], logps[rejected], ratio[chosen], ratio[rejected], length[chosen], length[rejected], kl
+    )
     good = torch.tensor([label for _, label in alone], dtype=torch.bool, device=logps.device)
     weights = torch.tensor([row[2] for row in rows], device=logps.device)
-    return Said(Pairs(*both, kl), weights, Singles(logps[single], ratio[single], length[single], good, kl))
+    return Said(pairs, weights, Singles(logps[single], ratio[single], length[single], good, kl))
 
 
 def read_reference(

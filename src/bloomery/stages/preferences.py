@@ -12,7 +12,7 @@ from bloomery.feedback.pairs import Pair, rankings_to_pairs
 from bloomery.models.slates import Example
 from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
-from bloomery.types import Judgement, Message, Ranking
+from bloomery.types import Judgement, Ranking
 
 
 @dataclass(frozen=True, slots=True)
