@@ -274,6 +274,25 @@ def ranking(number: int, who: str, ranks: tuple[int, ...]) -> Ranking:
     )
 
 
+def test_answers_judged_alone_are_inspected_and_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, judged, again = (str(tmp_path / f"{name}.jsonl") for name in ("pairs", "judged", "again"))
+    Path(pairs).write_text('{"prompt": "Hi", "chosen": "Yes", "rejected": "Never"}\n')
+    for source, to in ((pairs, judged), (judged, again)):
+        assert main(["data", "convert", source, "--to", to, "--format", "unpaired"]) == 0
+    assert Path(again).read_text() == Path(judged).read_text()
+    capsys.readouterr()
+    assert main(["data", "inspect", judged]) == 0
+    shown = capsys.readouterr().out
+    for part in ("2 judgements", "undesirable answers", "user: Hi", "desirable: Yes"):
+        assert part in shown
+    with Path(judged).open("a") as file:
+        file.write('{"prompt": "Hi", "completion": "No", "label": 0}\n')
+    assert main(["data", "inspect", judged]) == 1
+    assert f"{judged}:3: 'label' is neither true nor false" in capsys.readouterr().err
+
+
 def test_label_import_export_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [ranking(i, who, (1, 2, 3) if i % 3 else (1, 1, 2)) for i in range(6) for who in ("ada", "bo")]
     file, store, back = tmp_path / "r.jsonl", str(tmp_path / "f.db"), tmp_path / "back.jsonl"

@@ -146,6 +146,20 @@ class Ranking(Record):
         return self
 
 
+class Judgement(Record):
+    """One answer to a prompt that was called desirable (`label` True) or undesirable by itself: nobody
+    compared it with another."""
+
+    id: str
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    completion: tuple[Message, ...] = Field(min_length=1)
+    label: bool
+
+    @property
+    def verdict(self) -> Literal["desirable", "undesirable"]:
+        return "desirable" if self.label else "undesirable"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to draw one completion. `temperature=0` is greedy. The seed belongs to the request, so the

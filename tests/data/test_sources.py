@@ -11,9 +11,16 @@ import pytest
 
 from bloomery.data.convert import WRITERS, write
 from bloomery.data.formats import FORMATS, sniff
-from bloomery.data.sources import read, read_conversations, read_documents, read_prompts, read_rankings
+from bloomery.data.sources import (
+    read,
+    read_conversations,
+    read_documents,
+    read_judgements,
+    read_prompts,
+    read_rankings,
+)
 from bloomery.errors import ArtifactError, BloomeryError, DataError, UsageError
-from bloomery.types import Candidate, Conversation, Document, Message, Policy, Prompt, Ranking
+from bloomery.types import Candidate, Conversation, Document, Judgement, Message, Policy, Prompt, Ranking
 
 USER = {"role": "user", "content": "Hi"}
 YES = {"role": "assistant", "content": "Yes"}
@@ -52,6 +59,8 @@ def brief(record: object) -> object:
     if isinstance(record, Ranking):
         answers = [said(c.messages) for c in record.completions]
         return said(record.prompt), answers, list(record.ranking or ())
+    if isinstance(record, Judgement):
+        return said(record.prompt), said(record.completion), record.verdict
     assert isinstance(record, Conversation | Prompt)
     return said(record.messages)
 
@@ -88,6 +97,17 @@ CASES: list[tuple[str, dict[str, Any], object]] = [
         "preference",  # one conversation goes on longer: the answer that both give is not the prompt
         {"chosen": [USER, YES], "rejected": [USER, YES, USER, NO]},
         (["u:Hi"], [["a:Yes"], ["a:Yes", "u:Hi", "a:No"]], [1, 2]),
+    ),
+    ("unpaired", {"prompt": "Hi", "completion": "Yes", "label": True}, (["u:Hi"], ["a:Yes"], "desirable")),
+    (
+        "unpaired",
+        {"prompt": [USER, YES, USER], "completion": [NO], "label": False, "id": "7"},
+        (["u:Hi", "a:Yes", "u:Hi"], ["a:No"], "undesirable"),
+    ),
+    (
+        "unpaired",
+        {"prompt": [USER], "completion": [USER, YES], "label": True},
+        (["u:Hi"], ["a:Yes"], "desirable"),
     ),
     ("alpaca", {"instruction": "Add.", "input": "1 2", "output": "3"}, ["u:Add.\n\n1 2", "a:3"]),
     ("alpaca", {"instruction": "Hi", "input": "", "output": "Yes"}, ["u:Hi", "a:Yes"]),
@@ -203,6 +223,13 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("ranking", RANKING | {"annotator": {"id": "a", "kind": "robot"}}, "'annotator.kind'"),
     ("nemo-ranked", {"context": [USER], "completions": [{"rank": 0, "completion": [YES]}]}, "at least two"),
     ("nemo-ranked", {"context": [USER], "completions": [{"completion": [YES]}] * 2}, "has no rank"),
+    ("unpaired", {"prompt": "a", "completion": "b"}, "'label' is neither true nor false"),
+    ("unpaired", {"prompt": "a", "completion": "b", "label": 1}, "got: 1"),
+    ("unpaired", {"prompt": "a", "completion": "b", "label": "true"}, "'true'"),
+    ("unpaired", {"prompt": "a", "completion": " ", "label": True}, "'completion' is empty"),
+    ("unpaired", {"prompt": "a", "label": True}, "column 'completion' is missing"),
+    ("unpaired", {"prompt": [YES], "completion": "b", "label": True}, "somebody to answer"),
+    ("unpaired", {"prompt": "a", "completion": [USER], "label": True}, "'completion' does not end with"),
 ]
 
 
@@ -226,7 +253,7 @@ def test_rows_that_do_not_hold_what_they_should(
         ({"mesages": []}, "is 'mesages' meant to be 'messages'?"),
         ({"text": "a", "messages": [USER, YES]}, "fit several formats"),
         ({"messages": [USER, YES], "label": True}, "no format we know"),
-        ({"prompt": "a", "completion": "b", "label": False}, "no format we know"),
+        ({"prompt": "a", "chosen": "b", "completion": "b", "label": False}, "no format we know"),
         ({}, "no columns"),
     ],
 )
@@ -248,7 +275,15 @@ def test_the_kinds_of_reader(tmp_path: Path) -> None:
         ("User: Hi\nAssistant: Yes\nUser: Hi\nAssistant: No", "dialogue", "chat-1"),
     ]
     assert [said(p.messages) for p in read_prompts([pairs, chat])] == [["u:Hi"], ["u:Hi", "a:Yes", "u:Hi"]]
+    judged = put(tmp_path / "judged.jsonl", {"prompt": "Hi", "completion": "No", "label": False})
+    assert [said(p.messages) for p in read_prompts(judged)] == [["u:Hi"]]
+    assert [brief(j) for j in read_judgements(judged)] == [(["u:Hi"], ["a:No"], "undesirable")]
+    with pytest.raises(UsageError, match="loss=kto, as `judged`"):
+        list(read_rankings(judged))
     for reader, wrong in (
+        (read_documents, judged),
+        (read_conversations, judged),
+        (read_judgements, pairs),
         (read_documents, pairs),
         (read_conversations, pairs),
         (read_rankings, chat),
@@ -273,7 +308,8 @@ def test_an_unknown_format_is_named(tmp_path: Path) -> None:
         list(read(put(tmp_path / "a.jsonl", {"text": "a"}), format="alpacca"))
 
 
-ROUND_TRIPS = ["document", "text", "messages", "prompt", "preference", "hh", "ranking", "nemo-ranked"]
+ROUND_TRIPS = ["document", "text", "messages", "prompt"]
+ROUND_TRIPS += ["preference", "hh", "ranking", "nemo-ranked", "unpaired"]
 
 
 def test_every_writer_has_a_round_trip() -> None:
@@ -321,6 +357,22 @@ def test_a_ranking_of_three_becomes_its_pairs(tmp_path: Path) -> None:
         "a correction, which this format has no place for": 1,
         "skipped without a ranking": 1,
     }
+
+
+def test_a_ranking_becomes_both_answers_of_each_pair(tmp_path: Path) -> None:
+    """One in the middle is desirable once and undesirable once."""
+    record = Ranking.model_validate(RANKING | {"ranking": [1, 3, 2], "correction": None})
+    written = write([record], tmp_path / "a.jsonl", "unpaired")
+    assert (written.num_records, written.num_rows, dict(written.left_out)) == (1, 6, {})
+    got = [(j.id, said(j.completion)[0][2:], j.verdict) for j in read_judgements(tmp_path / "a.jsonl")]
+    assert got == [
+        ("r1/1/chosen", "Yes", "desirable"),
+        ("r1/1/rejected", "No", "undesirable"),
+        ("r1/2/chosen", "Yes", "desirable"),
+        ("r1/2/rejected", "Maybe", "undesirable"),
+        ("r1/3/chosen", "Maybe", "desirable"),
+        ("r1/3/rejected", "No", "undesirable"),
+    ]
 
 
 def test_writing_refuses_what_it_cannot_do(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,8 @@ PAIRS = [
     ((-41.0, -38.0, 30), (-25.5, -33.0, 17)),
     ((-0.75, -6.0, 1), (-9.5, -7.0, 6)),
 ]
+# The chosen answers, then the rejected ones, as somebody judged them alone.
+GOOD = (True, False, False, False, False, False, True, False)
 MOVED = (0.5, 3.25, -1.0, 2.0)  # log-ratios of answers to other prompts, for KTO's estimate of the KL
 PROMPT = 3
 
@@ -123,7 +125,7 @@ def ratio(answer: tuple[float, ...]) -> float:
     return answer[0] - answer[1]
 
 
-def kto_trainer(beta: float, desirable: float, undesirable: float) -> list[float]:
+def kto_trainer(beta: float, desirable: float, undesirable: float, good: Sequence[bool]) -> list[float]:
     answers = [pair[0] for pair in PAIRS] + [pair[1] for pair in PAIRS]
     sums = torch.tensor([a[0] for a in answers], requires_grad=True)
     logprobs, mask = laid_out(sums, [int(a[2]) for a in answers])
@@ -131,7 +133,7 @@ def kto_trainer(beta: float, desirable: float, undesirable: float) -> list[float
         "input_ids": torch.zeros_like(mask),
         "attention_mask": torch.ones_like(mask),
         "completion_mask": mask,
-        "label": torch.tensor([True] * len(PAIRS) + [False] * len(PAIRS)),
+        "label": torch.tensor(good),
         "ref_logps": torch.tensor([a[1] for a in answers]),
         "ref_KL_logps": torch.zeros(len(MOVED)),
     }
@@ -166,7 +168,9 @@ def main() -> None:
         "robust": dpo_trainer("robust", 0.3, noise=0.2),
         "ipo": dpo_trainer("ipo", 0.4),
         "hinge": dpo_trainer("hinge", 0.2),
-        "kto": kto_trainer(0.25, 1.0, 1.5),
+        "kto": kto_trainer(0.25, 1.0, 1.5, [True] * len(PAIRS) + [False] * len(PAIRS)),
+        "good": GOOD,
+        "kto judged": kto_trainer(0.25, 2.0, 1.5, GOOD),
         "orpo odds": orpo_trainer(0.7),
         "simpo": cpo_trainer("simpo", 2.5, gamma=0.5),
     }

@@ -211,8 +211,15 @@ OBJECTIVES = (
     Mutation(
         "kto-likes-what-was-rejected",
         "objectives/preference.py",
-        "torch.sigmoid(beta * (kl - rejected_ratio))",
-        "torch.sigmoid(beta * (rejected_ratio - kl))",
+        "torch.where(good, ratio - kl, kl - ratio)",
+        "ratio - kl",
+        PREFERENCE,
+    ),
+    Mutation(
+        "kto-weights-exchanged",
+        "objectives/preference.py",
+        "torch.where(good, ratio.new_tensor(desirable), ratio.new_tensor(undesirable))",
+        "torch.where(good, ratio.new_tensor(undesirable), ratio.new_tensor(desirable))",
         PREFERENCE,
     ),
     Mutation(

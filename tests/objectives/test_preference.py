@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bloomery.errors import UsageError
 from bloomery.objectives import preference
-from bloomery.objectives.preference import Loss, Pairs, losses
+from bloomery.objectives.preference import Loss, Pairs, Singles, losses, singles
+from bloomery.registry import settings_of
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent.parent / "golden" / "preference.json").read_text())
 NAMES = list(losses)
@@ -57,6 +58,17 @@ PAIRS = pairs_of(
 )
 
 
+def alone(
+    name: str, settings: dict[str, float], ratio: list[float] | Tensor, good: list[bool], kl: float
+) -> Tensor:
+    """The loss of single answers, of which nothing but the log-ratio and the label is known."""
+    loss, ratios = preference.single(name, settings), torch.as_tensor(ratio, dtype=torch.float64)
+    assert loss is not None
+    nothing = torch.full_like(ratios, float("nan"))
+    moved = torch.tensor(kl, dtype=torch.float64)
+    return preference.values(loss, Singles(nothing, ratios, nothing, torch.tensor(good), moved))
+
+
 def replaced(pairs: Pairs, **changed: Tensor) -> Pairs:
     return Pairs(**{n: changed.get(n, getattr(pairs, n)) for n in Pairs.__dataclass_fields__})
 
@@ -96,6 +108,15 @@ def test_kto_by_hand() -> None:
     assert got == pytest.approx(want)
     only_good = value("kto", 2.0, -1.0, 0.5, beta=0.3, undesirable=0.0)
     assert only_good == pytest.approx((1 - sigmoid(0.45)) / 2)
+
+
+def test_kto_of_single_answers_by_hand() -> None:
+    # The KL is 0.5: a good answer 1.5 above it, a bad one 1.5 below and one 1.5 above, a good one below.
+    settings = {"beta": 0.3, "desirable": 2.0, "undesirable": 3.0}
+    ratio, good = [2.0, -1.0, 2.0, -1.0], [True, False, False, True]
+    near, far = 1 - sigmoid(0.45), 1 - sigmoid(-0.45)
+    want = [2 * near, 3 * near, 3 * far, 2 * far]
+    assert alone("kto", settings, ratio, good, 0.5).tolist() == pytest.approx(want)
 
 
 def test_orpo_by_hand() -> None:
@@ -163,6 +184,16 @@ def test_kto_is_what_trl_says() -> None:
     loss = preference.values(losses.bind("kto", {"beta": 0.25, "undesirable": 1.5}), pairs).mean()
     grads = torch.autograd.grad(loss, ratios)
     assert [loss.item(), *torch.cat(grads).tolist()] == pytest.approx(GOLDEN["kto"], abs=1e-6)
+
+
+def test_kto_of_single_answers_is_what_trl_says() -> None:
+    answers = [pair[side] for side in (0, 1) for pair in GOLDEN["pairs"]]
+    ratio = torch.tensor([a[0] - a[1] for a in answers], dtype=torch.float64, requires_grad=True)
+    settings = {"beta": 0.25, "desirable": 2.0, "undesirable": 1.5}
+    kl = max(0.0, sum(GOLDEN["moved"]) / len(GOLDEN["moved"]))
+    loss = alone("kto", settings, ratio, GOLDEN["good"], kl).mean()
+    (grads,) = torch.autograd.grad(loss, ratio)
+    assert [loss.item(), *grads.tolist()] == pytest.approx(GOLDEN["kto judged"], abs=1e-6)
 
 
 # ------------------------------------------------------------------------------ of every loss
@@ -294,6 +325,23 @@ def test_twice_the_same_answer_is_worth_as_much(name: str) -> None:
     torch.testing.assert_close(
         preference.values(losses[name], doubled), preference.values(losses[name], PAIRS)
     )
+
+
+@pytest.mark.parametrize("name", list(singles))
+def test_a_pair_is_worth_the_mean_of_its_two_answers(name: str) -> None:
+    settings = {key: 0.3 + n for n, key in enumerate(settings_of(losses[name]).model_fields)}
+    good, bad = (
+        alone(name, settings, ratio, [side] * 4, 0.4)
+        for ratio, side in ((PAIRS.chosen_ratio, True), (PAIRS.rejected_ratio, False))
+    )
+    paired = preference.values(losses.bind(name, settings), PAIRS)
+    torch.testing.assert_close((good + bad) / 2, paired, rtol=0, atol=0)
+
+
+def test_only_a_loss_that_can_be_taken_apart_has_one_of_single_answers() -> None:
+    assert [name for name in NAMES if preference.single(name, {}) is not None] == ["kto"]
+    with pytest.raises(UsageError, match="undesirable"):
+        preference.single("kto", {"undesirable": -1.0})
 
 
 def test_log1mexp_near_zero_and_far_from_it() -> None:

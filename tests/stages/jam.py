@@ -10,7 +10,7 @@ import torch
 from bloomery.infer.engine import Engine
 from bloomery.models.llama import Llama
 from bloomery.models.slates import answer_logprobs
-from bloomery.stages.prefer import example
+from bloomery.stages.preferences import example
 from bloomery.text.chat import Chat
 from bloomery.types import Message, Ranking, SamplingParams
 

@@ -25,7 +25,8 @@ from bloomery.models.llama import Llama
 from bloomery.objectives import preference
 from bloomery.stages import prefer
 from bloomery.stages.common import Optimiser, is_held_out
-from bloomery.stages.prefer import Prefer, Slate, make_slates, with_strays
+from bloomery.stages.prefer import Prefer
+from bloomery.stages.preferences import Slate, example, make_slates, with_strays
 from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
 from bloomery.types import Message, Ranking
@@ -96,14 +97,14 @@ def test_what_counts_is_the_answer_with_its_end_and_nothing_of_the_prompt(chat: 
         Message(role="assistant", content="tea"),  # an answer of the past is part of the prompt
         Message(role="user", content="what is best"),
     )
-    tokens, mask = prefer.example(prompt, (Message(role="assistant", content="jam"),), chat)
+    tokens, mask = example(prompt, (Message(role="assistant", content="jam"),), chat)
     counted = [t for t, counts in zip(tokens, mask, strict=True) if counts]
     assert counted == [*chat.tokenizer.encode("jam"), chat.tokenizer.end_id]
     assert tokens == chat.render((*prompt, Message(role="assistant", content="jam"))).tokens
-    _, empty = prefer.example(prompt, (Message(role="assistant", content=""),), chat)
+    _, empty = example(prompt, (Message(role="assistant", content=""),), chat)
     assert sum(empty) == 1  # an empty answer still ends
     with pytest.raises(DataError, match="nothing to learn"):
-        prefer.example(prompt, (Message(role="assistant", content="jam", weight=0),), chat)
+        example(prompt, (Message(role="assistant", content="jam", weight=0),), chat)
 
 
 def test_a_stray_is_the_next_answer_that_fits_after_ones_own_prompt(chat: Chat) -> None:
@@ -112,11 +113,9 @@ def test_a_stray_is_the_next_answer_that_fits_after_ones_own_prompt(chat: Chat) 
     assert (one.stray, two.stray) == (2, 5)
     assert one.pairs == slates[0].pairs
     first = texts(slates[1], chat)[0].removesuffix(chat.tokenizer.names["end"])
-    assert one.answers[2] == prefer.example(SAID[2].prompt, (Message(role="assistant", content=first),), chat)
+    assert one.answers[2] == example(SAID[2].prompt, (Message(role="assistant", content=first),), chat)
     second = texts(slates[0], chat)[1].removesuffix(chat.tokenizer.names["end"])
-    assert two.answers[5] == prefer.example(
-        SAID[3].prompt, (Message(role="assistant", content=second),), chat
-    )
+    assert two.answers[5] == example(SAID[3].prompt, (Message(role="assistant", content=second),), chat)
     with pytest.raises(UsageError, match="none fits"):
         with_strays(slates, 3)
     with pytest.raises(UsageError, match="1 prompts"):
@@ -349,7 +348,8 @@ class HubWithout:
         return hub.load(path)
 
 
-# Beside what every run needs. `on_bad_row`, `held_out`, `precompute`, `batch_tokens` have tests of their own.
+# Beside what every run needs. `on_bad_row`, `held_out`, `precompute`, `batch_tokens` have tests of their own,
+# and `judged` a file of them.
 CHANGES: dict[str, dict[str, Any]] = {
     "reference": {"reference": "other"},
     "loss": {"loss": "hinge"},
@@ -369,7 +369,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_setting_makes_a_difference(
     model_dir: Path, other_dir: Path, said_file: Path, tmp_path: Path
 ) -> None:
-    elsewhere = {"model", "rankings", "on_bad_row", "held_out", "precompute", "batch_tokens"}
+    elsewhere = {"model", "rankings", "judged", "on_bad_row", "held_out", "precompute", "batch_tokens"}
     assert set(CHANGES) | elsewhere == set(Prefer.model_fields)
     usual: dict[str, Any] = {"batch": 1, "epochs": 2, "held_out": 0.4}
     outcome = {"usual": train(model_dir, said_file, tmp_path / "usual", **usual)}

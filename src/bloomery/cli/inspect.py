@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from bloomery.chat import visible
 from bloomery.cli.show import size, table
 from bloomery.errors import ArtifactError, DataError, UsageError, clip
-from bloomery.types import Conversation, Document, Prompt, Ranking
+from bloomery.types import Conversation, Document, Judgement, Prompt, Ranking
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,6 +69,10 @@ def _measures(record: object) -> Iterator[tuple[str, int]]:
             yield f"prompt: {message.role}", len(message.content)
         for completion in record.completions:
             yield "completions", len(completion.text)
+    elif isinstance(record, Judgement):
+        for message in record.prompt:
+            yield f"prompt: {message.role}", len(message.content)
+        yield f"{record.verdict} answers", sum(len(message.content) for message in record.completion)
 
 
 def _kinds(records: Sequence[object]) -> Iterator[RenderableType]:
@@ -108,6 +112,9 @@ def _example(record: object) -> Iterator[str]:
             zip(record.ranking or (), record.completions, strict=False), key=lambda p: p[0]
         ):
             yield f"  {rank}. {clip(visible(completion.text), 160)}"
+    elif isinstance(record, Judgement):
+        yield f"{record.prompt[-1].role}: {clip(visible(record.prompt[-1].content), 200)}"
+        yield f"  {record.verdict}: {clip(visible(record.completion[-1].content), 160)}"
 
 
 def _world(path: Path) -> Iterator[RenderableType]:

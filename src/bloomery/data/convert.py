@@ -18,10 +18,10 @@ from bloomery.data.formats import AnyRecord
 from bloomery.data.messages import Messages
 from bloomery.errors import ArtifactError, DataError, UsageError
 from bloomery.registry import Registry
-from bloomery.types import Conversation, Document, Message, Prompt, Ranking, ranked_pairs
+from bloomery.types import Conversation, Document, Judgement, Message, Prompt, Ranking, ranked_pairs
 
 Columns = dict[str, Any]
-R = TypeVar("R", Document, Conversation, Prompt, Ranking)
+R = TypeVar("R", Document, Conversation, Prompt, Ranking, Judgement)
 Writer = Callable[[AnyRecord, Counter[str]], Iterator[Columns]]
 
 WRITERS: Registry[Writer] = Registry("data format that can be written")
@@ -102,6 +102,22 @@ def _preference(record: AnyRecord, left_out: Counter[str]) -> Iterator[Columns]:
             "chosen": _plain(winner),
             "rejected": _plain(loser),
         }
+
+
+@WRITERS.register("unpaired")
+def _unpaired(record: AnyRecord, left_out: Counter[str]) -> Iterator[Columns]:
+    """A ranking becomes both answers of each of its pairs: one in the middle is desirable and undesirable."""
+    if isinstance(record, Ranking):
+        for number, pair in enumerate(_pairs(record, left_out), start=1):
+            for label, answer in zip((True, False), pair, strict=True):
+                name = f"{record.id}/{number}/{'chosen' if label else 'rejected'}"
+                yield _judged(Judgement(id=name, prompt=record.prompt, completion=answer, label=label))
+    else:
+        yield _judged(_expect(record, Judgement, "unpaired"))
+
+
+def _judged(judgement: Judgement) -> Columns:
+    return judgement.model_dump(mode="json", exclude_none=True)
 
 
 @WRITERS.register("hh")

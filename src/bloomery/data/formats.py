@@ -1,7 +1,7 @@
 """The formats people arrive with, each a function from a row to one of our records.
 
 A format is recognised by its columns. Columns it does not name are not read; a column that would change the
-meaning (`label` beside a completion) says that the row is in no format we know.
+meaning (`kto_tag` beside a conversation) says that the row is in no format we know.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bloomery.data.messages import (
     Row,
     after_prompt,
     is_transcript,
+    judgement,
     message,
     messages,
     optional_text,
@@ -35,6 +36,7 @@ from bloomery.types import (
     Candidate,
     Conversation,
     Document,
+    Judgement,
     Message,
     Policy,
     Prompt,
@@ -42,7 +44,7 @@ from bloomery.types import (
     Record,
 )
 
-AnyRecord = Document | Conversation | Prompt | Ranking
+AnyRecord = Document | Conversation | Prompt | Ranking | Judgement
 R = TypeVar("R", bound=Record)
 Parse = Callable[[Row], AnyRecord]
 
@@ -146,6 +148,12 @@ def _prompt_completion(row: Row) -> Conversation:
     answer = after_prompt(turns, text_or_messages(row, "completion", "assistant"))
     unlearned = tuple(t.model_copy(update={"weight": 0}) if t.trained else t for t in turns)
     return Conversation(id=row.id, messages=unlearned + answer)
+
+
+@_format("unpaired", "prompt completion label", never_with="chosen rejected")
+def _unpaired(row: Row) -> Judgement:
+    prompt = text_or_messages(row, "prompt", "user")
+    return judgement(row, prompt, after_prompt(prompt, text_or_messages(row, "completion", "assistant")))
 
 
 @_format(

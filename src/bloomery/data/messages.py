@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
 from bloomery.errors import DataError, nearest
-from bloomery.types import Annotator, Candidate, Message, Policy, Ranking, Role
+from bloomery.types import Annotator, Candidate, Judgement, Message, Policy, Ranking, Role
 
 Messages = tuple[Message, ...]
 
@@ -139,15 +139,7 @@ def pair(row: Row, prompt: Messages, chosen: Messages, rejected: Messages) -> Ra
 
     Raises `DataError` where there is no prompt, an answer does not end with the assistant, or both are equal.
     """
-    if not prompt or prompt[-1].role == "assistant":
-        raise DataError(
-            "the prompt does not end with somebody to answer",
-            where=row.where,
-            got=f"a last message by '{prompt[-1].role}'" if prompt else "no message that both answers share",
-        )
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not answer or answer[-1].role != "assistant":
-            raise DataError(f"'{name}' does not end with a message by the assistant", where=row.where)
+    _require_turns(row, prompt, chosen=chosen, rejected=rejected)
     if chosen == rejected:
         raise DataError("chosen and rejected are the same", where=row.where, got=chosen[-1].content)
     return Ranking(
@@ -158,6 +150,37 @@ def pair(row: Row, prompt: Messages, chosen: Messages, rejected: Messages) -> Ra
         annotator=Annotator(id="unknown", kind="human"),
         created_at="unknown",
     )
+
+
+def judgement(row: Row, prompt: Messages, completion: Messages) -> Judgement:
+    """An answer with the `label` of its row.
+
+    Raises `DataError` where there is no prompt, the answer does not end with the assistant, and for a label
+    that is neither true nor false: 1 and "yes" are not taken for it.
+    """
+    _require_turns(row, prompt, completion=completion)
+    label = row.columns.get("label")
+    if not isinstance(label, bool):
+        raise DataError(
+            "'label' is neither true nor false",
+            where=row.where,
+            got=_kind(label) if label is None else repr(label),
+            expected="true for a desirable answer, false for an undesirable one",
+        )
+    return Judgement(id=row.id, prompt=prompt, completion=completion, label=label)
+
+
+def _require_turns(row: Row, prompt: Messages, **answers: Messages) -> None:
+    """A prompt that asks, and answers that end with the assistant."""
+    if not prompt or prompt[-1].role == "assistant":
+        raise DataError(
+            "the prompt does not end with somebody to answer",
+            where=row.where,
+            got=f"a last message by '{prompt[-1].role}'" if prompt else "no message that both answers share",
+        )
+    for name, answer in answers.items():
+        if not answer or answer[-1].role != "assistant":
+            raise DataError(f"'{name}' does not end with a message by the assistant", where=row.where)
 
 
 def require_answer(turns: Sequence[Message], where: str) -> None:

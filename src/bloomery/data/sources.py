@@ -16,7 +16,7 @@ from bloomery.data.formats import FORMATS, AnyRecord, Format, sniff
 from bloomery.data.messages import Row, require_answer
 from bloomery.data.rows import parse_row, read_lines, text_of
 from bloomery.errors import DataError, UsageError
-from bloomery.types import Conversation, Document, Message, Prompt, Ranking
+from bloomery.types import Conversation, Document, Judgement, Message, Prompt, Ranking
 
 log = logging.getLogger("bloomery.data")
 
@@ -84,7 +84,7 @@ def read_prompts(
     on_bad_row: OnBadRow = "error",
     skipped: list[DataError] | None = None,
 ) -> Iterator[Prompt]:
-    """Prompts: given as such, the prompts of rankings, or conversations up to their last answer."""
+    """Prompts: given as such, those of rankings and judgements, or conversations up to their last answer."""
     for path in _each(paths):
         yield from _read_file(path, _as_prompt, format, on_bad_row, skipped)
 
@@ -99,6 +99,18 @@ def read_rankings(
     """Rankings of K >= 2 answers; a preference pair is a ranking of two."""
     for path in _each(paths):
         yield from _read_file(path, _as_ranking, format, on_bad_row, skipped)
+
+
+def read_judgements(
+    paths: Paths,
+    *,
+    format: str = "auto",
+    on_bad_row: OnBadRow = "error",
+    skipped: list[DataError] | None = None,
+) -> Iterator[Judgement]:
+    """Answers that were called desirable or undesirable, each by itself."""
+    for path in _each(paths):
+        yield from _read_file(path, _as_judgement, format, on_bad_row, skipped)
 
 
 def dialogue(messages: Sequence[Message]) -> str:
@@ -133,7 +145,7 @@ def _as_demonstration(record: AnyRecord, where: str) -> Conversation:
 def _as_prompt(record: AnyRecord, where: str) -> Prompt:
     if isinstance(record, Prompt):
         return record
-    if isinstance(record, Ranking):
+    if isinstance(record, Ranking | Judgement):
         return Prompt(id=record.id, messages=record.prompt)
     if isinstance(record, Document):
         raise _other(record, where, "prompts", "prompt, or any with somebody to answer")
@@ -145,18 +157,34 @@ def _as_prompt(record: AnyRecord, where: str) -> Prompt:
 
 
 def _as_ranking(record: AnyRecord, where: str) -> Ranking:
+    if isinstance(record, Judgement):
+        raise _other(
+            record,
+            where,
+            "rankings",
+            "ranking, preference, hh",
+            do="learn from answers that were judged alone by `bloomery prefer` with loss=kto, as `judged`",
+        )
     if not isinstance(record, Ranking):
         raise _other(record, where, "rankings", "ranking, preference, hh, nemo-ranked, alpaca-preference")
     return record
 
 
-def _other(record: AnyRecord, where: str, wanted: str, formats: str) -> UsageError:
+def _as_judgement(record: AnyRecord, where: str) -> Judgement:
+    if not isinstance(record, Judgement):
+        raise _other(record, where, "answers that were judged alone", "unpaired")
+    return record
+
+
+def _other(
+    record: AnyRecord, where: str, wanted: str, formats: str, do: str = "name another file, or its format"
+) -> UsageError:
     return UsageError(
         f"this file does not hold {wanted}",
         where=where,
         got=f"a {type(record).__name__.lower()}",
         expected=f"a file in a format such as {formats}",
-        do="name another file, or its format",
+        do=do,
     )
 
 

@@ -8,14 +8,19 @@ A loss is a function of numbers per pair, all `[P]`. Its positional arguments sa
     kl                                one number, an estimate of KL(pi || pi_ref) that takes no gradient
 
 and its keyword-only arguments are its settings. It returns a value for each pair, `[P]`.
+
+Where a pair's loss is the mean of what its two answers are worth by themselves, answers that nobody compared
+can be learnt from too. The loss of such single answers stands in `singles` under the same name; it reads
+`logps`, `ratio`, `length`, all `[N]`, `kl`, and whether each answer is `good`, `[N]` bool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -30,6 +35,7 @@ Weight = Annotated[float, Field(ge=0)]
 Noise = Annotated[float, Field(ge=0, lt=0.5)]
 
 losses: Registry[Loss] = Registry("preference loss")
+singles: Registry[Loss] = Registry("loss of single answers")
 
 
 @losses.register("dpo")
@@ -103,12 +109,26 @@ def kto(
     """Half of `desirable * (1 - sigmoid(beta (chosen_ratio - kl)))` plus
     `undesirable * (1 - sigmoid(beta (kl - rejected_ratio)))`.
 
-    Ethayarajh et al. 2024 (arXiv 2402.01306), section 4: every answer is good or bad by itself, compared
-    with how far the policy has moved in general. The half makes a mean over pairs the mean over answers.
+    `kto_single` of both answers. The half makes a mean over pairs the mean over answers.
     """
-    good = 1 - torch.sigmoid(beta * (chosen_ratio - kl))
-    bad = 1 - torch.sigmoid(beta * (kl - rejected_ratio))
-    return (desirable * good + undesirable * bad) / 2
+    worth = partial(kto_single, kl=kl, beta=beta, desirable=desirable, undesirable=undesirable)
+    good = torch.ones_like(chosen_ratio, dtype=torch.bool)
+    return (worth(chosen_ratio, good) + worth(rejected_ratio, ~good)) / 2
+
+
+@singles.register("kto")
+def kto_single(
+    ratio: Tensor, good: Tensor, kl: Tensor, *, beta: float, desirable: float, undesirable: float
+) -> Tensor:
+    """`desirable * (1 - sigmoid(beta (ratio - kl)))` of a good answer, and of a bad one
+    `undesirable * (1 - sigmoid(beta (kl - ratio)))`.
+
+    Ethayarajh et al. 2024 (arXiv 2402.01306), section 4: every answer is good or bad by itself, compared
+    with how far the policy has moved in general.
+    """
+    above = torch.where(good, ratio - kl, kl - ratio)
+    weight = torch.where(good, ratio.new_tensor(desirable), ratio.new_tensor(undesirable))
+    return weight * (1 - torch.sigmoid(beta * above))
 
 
 @losses.register("orpo")
@@ -172,8 +192,26 @@ class Pairs:
     kl: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """What a loss of single answers may read. Each `[N]` except `kl`, which is one number."""
+
+    logps: Tensor
+    ratio: Tensor
+    length: Tensor
+    good: Tensor
+    kl: Tensor
+
+
+def single(name: str, settings: Mapping[str, Any]) -> Loss | None:
+    """The loss of answers that were judged alone which belongs to a loss of pairs with these settings; None
+    where a pair's loss cannot be taken apart. Raises what `losses.bind` raises."""
+    bound = cast("partial[Tensor]", losses.bind(name, settings))
+    return partial(singles[name], **bound.keywords) if name in singles else None
+
+
 def reads(loss: Loss) -> tuple[str, ...]:
-    """The names of a loss's positional arguments: the fields of `Pairs` it needs."""
+    """The names of a loss's positional arguments: the fields of `Pairs` or `Singles` it needs."""
     return tuple(n for n, p in signature(loss).parameters.items() if p.kind is not p.KEYWORD_ONLY)
 
 
@@ -181,21 +219,24 @@ def needs_reference(loss: Loss) -> bool:
     return "chosen_ratio" in reads(loss)
 
 
-def values(loss: Loss, pairs: Pairs) -> Tensor:
-    """The loss of each pair, `[P]`."""
-    return loss(*(getattr(pairs, name) for name in reads(loss)))
+def values(loss: Loss, of: Pairs | Singles) -> Tensor:
+    """The loss of each pair, `[P]`, or of each single answer, `[N]`."""
+    return loss(*(getattr(of, name) for name in reads(loss)))
 
 
 def implicit_rewards(loss: Loss, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The reward that a policy stands for, of chosen and rejected answers, both `[P]`, with the loss's beta.
+    """`implicit_reward` of chosen and rejected answers, both `[P]`."""
+    return (
+        implicit_reward(loss, pairs.chosen_logps, pairs.chosen_ratio, pairs.chosen_length),
+        implicit_reward(loss, pairs.rejected_logps, pairs.rejected_ratio, pairs.rejected_length),
+    )
+
+
+def implicit_reward(loss: Loss, logps: Tensor, ratio: Tensor, length: Tensor) -> Tensor:
+    """The reward that a policy stands for, of each answer, with the beta of a loss of pairs.
 
     `beta * log(pi / pi_ref)` where there is a reference (Rafailov et al. 2023, equation 5, less a constant of
     the prompt), else `beta` times the mean log-prob of a token (Meng et al. 2024, equation 4).
     """
     beta: float = signature(loss).parameters["beta"].default
-    if needs_reference(loss):
-        return beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
-    return (
-        beta * pairs.chosen_logps / pairs.chosen_length,
-        beta * pairs.rejected_logps / pairs.rejected_length,
-    )
+    return beta * ratio if needs_reference(loss) else beta * logps / length

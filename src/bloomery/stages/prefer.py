@@ -1,41 +1,39 @@
 """Direct preference optimisation: people's rankings train the policy itself, without a reward model.
 
-What a pair is worth is a loss of `objectives/preference.py`. Here a prompt is forwarded once for all answers
-that people compared, each answer once however many pairs it is in, and the frozen reference once in a run.
+What a pair is worth, or an answer that was judged alone, is a loss of `objectives/preference.py`. Here a
+prompt is forwarded once for all its answers, each answer once however many pairs it is in, and the frozen
+reference once in a run.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bloomery.data.loader import ahead, batch_indices
-from bloomery.data.sources import OnBadRow, read_rankings
-from bloomery.errors import DataError, UsageError
-from bloomery.feedback.pairs import Pair, rankings_to_pairs
+from bloomery.data.sources import OnBadRow, read_judgements, read_rankings
+from bloomery.errors import UsageError
 from bloomery.models import hub
 from bloomery.models.llama import Llama
 from bloomery.models.lora import Bare
 from bloomery.models.slates import Batch, Example, Group, answer_groups, answer_logprobs, batch_logprobs
 from bloomery.objectives import preference
-from bloomery.objectives.preference import Loss, Pairs
+from bloomery.objectives.preference import Loss, Pairs, Singles
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
 from bloomery.stages.common import Context, Lora, Optimiser, Training, read_all, tune
 from bloomery.stages.people import authors, count_people
-from bloomery.stages.slates import prompt_id, split
+from bloomery.stages.preferences import Slate, make_slates, say_kinds, with_strays
+from bloomery.stages.slates import split
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.train.run import Run
-from bloomery.types import Message, Ranking
 
 Reference = Callable[[Sequence["Slate"]], Tensor]
 
@@ -45,8 +43,10 @@ class Prefer(Section):
 
     model: InputPath
     """The SFT model it starts from."""
-    rankings: tuple[InputPath, ...]
+    rankings: tuple[InputPath, ...] = ()
     """Canonical rankings or preference pairs; all pairs of each ranking count, ties do not."""
+    judged: tuple[InputPath, ...] = ()
+    """Answers that were called desirable or undesirable, each by itself; only kto learns from them."""
     reference: InputPath | None = None
     """The frozen model that the policy is compared with; the one it starts from when not given."""
     loss: str = "dpo"
@@ -77,40 +77,32 @@ class Prefer(Section):
     optimiser: Optimiser = Optimiser(learning_rate=1e-4, warmup=10, weight_decay=0.0)
     compute: Training = Training()
 
-
-@dataclass(frozen=True, slots=True)
-class Slate:
-    """One prompt with the answers that were compared, as tokens and masks of prompt + answer.
-
-    `pairs` are (chosen, rejected, weight): the places of two answers, and the pair's share of its ranking, so
-    that a ranking weighs the same whatever its K. `stray` is the place of the answer that shows the KL.
-    """
-
-    id: str
-    answers: tuple[Example, ...]
-    pairs: tuple[tuple[int, int, float], ...]
-    stray: int | None = None
-
-    @property
-    def compared(self) -> tuple[Example, ...]:
-        """The answers up to the last that is in a pair: what only shows the KL stands after them."""
-        return self.answers[: 1 + max(max(chosen, rejected) for chosen, rejected, _ in self.pairs)]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest answer with its prompt."""
-        return max(len(tokens) for tokens, _ in self.answers)
+    @model_validator(mode="after")
+    def _usable(self) -> Prefer:
+        """What the loss can learn from is checked before anything is loaded."""
+        if not (self.rankings or self.judged):
+            raise UsageError("there is nothing to learn from", do="give `rankings`, or `judged` and loss=kto")
+        if self.judged and preference.single(self.loss, self.loss_settings) is None:
+            raise UsageError(
+                f"'{self.loss}' compares two answers, and those in `judged` stand alone",
+                do="choose loss=kto, or give `rankings` in place of `judged`",
+            )
+        return self
 
 
 def run(recipe: Prefer, out: Path) -> None:
     autocast, device = recipe.compute.setup()
     loss = preference.losses.bind(recipe.loss, recipe.loss_settings)
+    alone = preference.single(recipe.loss, recipe.loss_settings)
     with Run(out, stage="prefer", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
         chat = Chat(Tokenizer.load(recipe.model))
         model = hub.load(recipe.model).to(device)
         recipe.compute.prepare(model)
         rankings = read_all(read_rankings, recipe.rankings, recipe.on_bad_row, run.line)
-        slates = make_slates(rankings, chat, recipe.use_corrections, run.line)
+        judged = read_all(read_judgements, recipe.judged, recipe.on_bad_row, run.line)
+        if judged:
+            say_kinds(judged, bool(rankings), run.line)
+        slates = make_slates(rankings, chat, recipe.use_corrections, run.line, judged)
         limit = model.config.max_position_embeddings
         training, held_out = split(slates, limit, recipe.held_out, run.line)
         if "kl" in preference.reads(loss):
@@ -133,7 +125,7 @@ def run(recipe: Prefer, out: Path) -> None:
             lr = recipe.optimiser.schedule_step(optimizer, step, total)
             chosen, groups = batches(step)
             known = reference(chosen)
-            objective, metrics = backward(model, chosen, groups, known, loss, autocast)
+            objective, metrics = backward(model, chosen, groups, known, loss, autocast, alone)
             metrics["grad_norm"] = update.apply(
                 optimizer,
                 recipe.optimiser.max_norm,
@@ -146,12 +138,12 @@ def run(recipe: Prefer, out: Path) -> None:
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
                 groups, known = laid_out(held_out, limit, pad_id, recipe.batch_tokens), reference(held_out)
                 with torch.no_grad():
-                    _, seen = backward(model, held_out, groups, known, loss, autocast)
+                    _, seen = backward(model, held_out, groups, known, loss, autocast, alone)
                 metrics |= {f"eval_{name}": value for name, value in seen.items()}
             run.log(step, metrics)
         hub.save(model, out, tokenizer_dir=recipe.model)
         run.finish(
-            data=[{"source": str(path)} for path in recipe.rankings],
+            data=[{"source": str(path)} for path in (*recipe.rankings, *recipe.judged)],
             people=count_people(rankings),
             teachers=authors(c for r in rankings for c in r.completions),
         )
@@ -159,7 +151,7 @@ def run(recipe: Prefer, out: Path) -> None:
 
 def laid_out(slates: Sequence[Slate], context: int, pad_id: int, batch_tokens: int = 8192) -> list[Group]:
     """A step's slates in groups of at most `batch_tokens` positions."""
-    answers = [s.compared for s in slates]
+    answers = [s.learnt for s in slates]
     return answer_groups(answers, context=context, pad_id=pad_id, batch_tokens=batch_tokens)
 
 
@@ -170,19 +162,22 @@ def backward(
     reference: Tensor,
     loss: Loss,
     autocast: Context,
+    alone: Loss | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Leave the gradient of a step's objective, the mean loss of its rankings, in `.grad`; under
-    `torch.no_grad` only find the objective.
+    `torch.no_grad` only find the objective. An answer that was judged alone counts as half a ranking, so it
+    is all the same whether two answers came as a pair or each by itself.
 
     Group after group, so that no more than one group's graph exists at a time. The mean, and the KL where the
     loss reads one, are the whole step's, so the gradient is that of one backward pass over all groups.
 
     Args:
         reference: `[N]`, the reference's log-prob of every answer of the slates.
+        alone: the loss of answers that were judged alone; without it the slates hold none.
     Returns:
         the objective, and what is logged of it.
     """
-    total = sum(weight for s in slates for *_, weight in s.pairs)
+    totals = totals_of(slates)
     known = reference.split([len(s.answers) for s in slates])
     kl = reference.new_zeros(())
     objective, metrics = reference.new_zeros(()), dict[str, float]()
@@ -192,8 +187,8 @@ def backward(
     for group in groups:
         with autocast():
             chosen, before = zip(*((slates[i], known[i]) for i in group.slates), strict=True)
-            pairs, weights = compare(model, chosen, group.batches, before, kl)
-        part, seen = loss_of(loss, pairs, weights, total)
+            said = compare(model, chosen, group.batches, before, kl)
+        part, seen = loss_of(loss, alone, said, totals)
         if torch.is_grad_enabled():
             part.backward()
         objective += part.detach()
@@ -217,55 +212,86 @@ def moved(model: Llama, slates: Sequence[Slate], reference: Sequence[Tensor]) ->
     return (logps - torch.stack([known for _, known in shown])).mean().clamp(min=0)
 
 
-def loss_of(loss: Loss, pairs: Pairs, weights: Tensor, total: float) -> tuple[Tensor, dict[str, float]]:
-    """What some pairs add to the mean loss of a step whose pairs weigh `total`, and to what is logged."""
+class Said(NamedTuple):
+    """What a loss may read of some slates: their pairs with the weight of each, `[P]`, and single answers."""
 
-    def mean(x: Tensor) -> Tensor:
-        return aggregate(weights * x, weights > 0, total)
+    pairs: Pairs
+    weights: Tensor
+    singles: Singles
 
-    objective = mean(preference.values(loss, pairs))
+
+class Totals(NamedTuple):
+    """What the pairs of a step weigh; its chosen and its rejected answers, in these pairs and alone."""
+
+    pairs: float
+    chosen: float
+    rejected: float
+
+
+def totals_of(slates: Sequence[Slate]) -> Totals:
+    pairs = sum(weight for s in slates for *_, weight in s.pairs)
+    labels = [good for s in slates for _, good in s.judged]
+    return Totals(pairs, pairs + labels.count(True), pairs + labels.count(False))
+
+
+def loss_of(loss: Loss, alone: Loss | None, said: Said, totals: Totals) -> tuple[Tensor, dict[str, float]]:
+    """What some pairs and single answers add to the mean loss of a step with these totals, and to what is
+    logged. A kind of answer that the step does not have is not logged."""
+    pairs, weights, singles = said
+    whole = (totals.chosen + totals.rejected) / 2
+    objective = aggregate(weights * preference.values(loss, pairs), weights > 0, whole)
+    if alone is not None:
+        worth = preference.values(alone, singles) / 2
+        objective = objective + aggregate(worth, torch.ones_like(singles.good), whole)
+    metrics = {"loss": objective}
     chosen, rejected = preference.implicit_rewards(loss, pairs)
-    margin = (chosen - rejected).detach()
-    metrics = {
-        "loss": objective,
-        "rewards/chosen": mean(chosen),
-        "rewards/rejected": mean(rejected),
-        "rewards/margins": mean(margin),
-        "rewards/accuracies": mean(0.5 + 0.5 * margin.sign()),
-        "logps/chosen": mean(pairs.chosen_logps),
-        "logps/rejected": mean(pairs.rejected_logps),
-    }
+    reward = preference.implicit_reward(loss, singles.logps, singles.ratio, singles.length)
+    for side, these, total, rewards, logps in (
+        ("chosen", singles.good, totals.chosen, chosen, pairs.chosen_logps),
+        ("rejected", ~singles.good, totals.rejected, rejected, pairs.rejected_logps),
+    ):
+        share = torch.cat([weights, these.to(weights.dtype)])
+        for name, values in (("rewards", (rewards, reward)), ("logps", (logps, singles.logps))):
+            if total:
+                metrics[f"{name}/{side}"] = aggregate(share * torch.cat(values), share > 0, total)
+    if totals.chosen and totals.rejected:
+        metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+    if totals.pairs:
+        won = 0.5 + 0.5 * (chosen - rejected).sign()
+        metrics["rewards/accuracies"] = aggregate(weights * won, weights > 0, totals.pairs)
     return objective, {name: float(value.detach()) for name, value in metrics.items()}
 
 
 def compare(
     model: Llama, slates: Sequence[Slate], batches: Sequence[Batch], reference: Sequence[Tensor], kl: Tensor
-) -> tuple[Pairs, Tensor]:
-    """Every pair of some slates with what a loss may read of it, and the weight of each pair, `[P]`.
+) -> Said:
+    """Every pair and every single answer of some slates with what a loss may read of it.
 
     Args:
-        batches: the compared answers of the slates, laid out.
+        batches: the answers of the slates that are learnt from, laid out.
         reference: for each slate the reference's log-prob of its answers.
         kl: what the loss reads under this name.
     """
-    answers, rows, start = list[Example](), list[tuple[int, int, float]](), 0
+    answers, rows, alone = list[Example](), list[tuple[int, int, float]](), list[tuple[int, bool]]()
     for s in slates:
-        rows += [(start + chosen, start + rejected, weight) for chosen, rejected, weight in s.pairs]
-        answers += s.compared
         start = len(answers)
-    logps, lengths = batch_logprobs(model, batches, answers)
-    ratio = logps - torch.cat([known[: len(s.compared)] for s, known in zip(slates, reference, strict=True)])
-    chosen, rejected = (torch.tensor([row[side] for row in rows], device=logps.device) for side in (0, 1))
+        rows += [(start + chosen, start + rejected, weight) for chosen, rejected, weight in s.pairs]
+        alone += [(start + place, good) for place, good in s.judged]
+        answers += s.learnt
+    logps, length = batch_logprobs(model, batches, answers)
+    ratio = logps - torch.cat([known[: len(s.learnt)] for s, known in zip(slates, reference, strict=True)])
+
+    def places(of: Iterable[int]) -> Tensor:
+        return torch.tensor(list(of), dtype=torch.long, device=logps.device)
+
+    chosen, rejected = places(row[0] for row in rows), places(row[1] for row in rows)
+    single = places(place for place, _ in alone)
     pairs = Pairs(
-        chosen_logps=logps[chosen],
-        rejected_logps=logps[rejected],
-        chosen_ratio=ratio[chosen],
-        rejected_ratio=ratio[rejected],
-        chosen_length=lengths[chosen],
-        rejected_length=lengths[rejected],
-        kl=kl,
+        logps[chosen], logps[rejected], ratio[chosen], ratio[rejected], length[chosen], length[rejected], kl
     )
-    return pairs, torch.tensor([row[2] for row in rows], device=logps.device)
+    good = torch.tensor([label for _, label in alone], dtype=torch.bool, device=logps.device)
+    weights = torch.tensor([row[2] for row in rows], device=logps.device)
+    return Said(pairs, weights, Singles(logps[single], ratio[single], length[single], good, kl))
 
 
 def read_reference(
@@ -296,73 +322,3 @@ def read_reference(
         run.state["reference"] = {s.id: part.tolist() for s, part in zip(slates, parts, strict=True)}
     known: dict[str, list[float]] = run.state["reference"]
     return lambda some: torch.tensor([x for s in some for x in known[s.id]], device=device)
-
-
-def make_slates(
-    rankings: Iterable[Ranking], chat: Chat, corrections: bool, say: Callable[[str], None]
-) -> list[Slate]:
-    """The rankings of each prompt together, in the order first met; says what teaches nothing."""
-    groups: dict[tuple[Message, ...], list[tuple[Pair, ...]]] = {}
-    left_out: Counter[str] = Counter()
-    for r in rankings:
-        made = rankings_to_pairs([r if corrections else r.model_copy(update={"correction": None})])
-        left_out.update({f"rankings ({why})": n for why, n in made.dropped_rankings.items()})
-        left_out.update({f"pairs ({why})": n for why, n in made.dropped_pairs.items()})
-        if made.pairs:
-            groups.setdefault(r.prompt, []).append(made.pairs)
-    if left_out:
-        say("left out " + ", ".join(f"{n} {what}" for what, n in sorted(left_out.items())))
-    return [make_slate(prompt, several, chat) for prompt, several in groups.items()]
-
-
-def make_slate(prompt: tuple[Message, ...], rankings: Sequence[Sequence[Pair]], chat: Chat) -> Slate:
-    """The pairs of several rankings of one prompt; what two of them ranked is one answer."""
-    answers: dict[tuple[Message, ...], int] = {}
-    pairs = [
-        (
-            answers.setdefault(pair.chosen, len(answers)),
-            answers.setdefault(pair.rejected, len(answers)),
-            1 / len(several),
-        )
-        for several in rankings
-        for pair in several
-    ]
-    return Slate(prompt_id(prompt), tuple(example(prompt, a, chat) for a in answers), tuple(pairs))
-
-
-def example(prompt: tuple[Message, ...], answer: tuple[Message, ...], chat: Chat) -> Example:
-    """Tokens of prompt + answer; what the assistant says in the answer counts, its end tokens included."""
-    rendered = chat.render((*prompt, *answer))
-    begin = rendered.spans[len(prompt)].start
-    mask = [counts and t >= begin for t, counts in enumerate(rendered.mask)]
-    if not any(mask):
-        raise DataError(
-            "there is nothing to learn in this answer",
-            where=f"prompt {prompt_id(prompt)}",
-            got=f"messages by {', '.join(m.role for m in answer)}",
-            expected="an assistant's message whose weight is not 0",
-        )
-    return rendered.tokens, mask
-
-
-def with_strays(slates: Sequence[Slate], limit: int) -> list[Slate]:
-    """Each slate with an answer of the next slates after its own prompt: the first that fits; in no pair."""
-    made = []
-    for i, s in enumerate(slates):
-        others = (slates[(i + k) % len(slates)].answers for k in range(1, len(slates)))
-        moved = (transplant(s.answers[0], answers[i % len(answers)]) for answers in others)
-        stray = next((one for one in moved if len(one[0]) <= limit), None)
-        if stray is None:
-            raise UsageError(
-                "this loss compares with answers to other prompts, and none fits",
-                got=f"{len(slates)} prompts",
-                do="give more rankings, or choose another loss",
-            )
-        made.append(replace(s, answers=(*s.answers, stray), stray=len(s.answers)))
-    return made
-
-
-def transplant(own: Example, other: Example) -> Example:
-    """The prompt of one example with the answer of another."""
-    begin, start = own[1].index(True), other[1].index(True)
-    return [*own[0][:begin], *other[0][start:]], [*own[1][:begin], *other[1][start:]]

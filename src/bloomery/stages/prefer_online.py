@@ -26,7 +26,8 @@ from bloomery.recipe import InputPath
 from bloomery.stages.ahead import Ahead
 from bloomery.stages.common import Context, tune
 from bloomery.stages.online import Online, average, frozen, minibatches
-from bloomery.stages.prefer import Slate, backward, laid_out
+from bloomery.stages.prefer import backward, laid_out
+from bloomery.stages.preferences import Slate
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
