@@ -175,7 +175,7 @@ FIRST = _round(
         Answers(of="sft", temperature=0.0),
     ),
     label={"styles": STYLES, "prompts": 2400, "answers": 6},
-    reward={"epochs": 2.5},
+    reward={"epochs": 2.0},
 )
 # Later rounds rank what the policy says by now. It has come half of the way: a tighter leash holds it where
 # honesty is won and known facts are not yet lost, below about .7 nats.

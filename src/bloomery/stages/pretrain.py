@@ -42,13 +42,13 @@ class Pretrain(Section):
     tokenizer: InputPath
     seed: int = 0
     model: Shape = Shape()
-    tokens: int = Field(3_000_000, ge=1)
+    tokens: int = Field(2_000_000, ge=1)
     """Tokens to train on; passes over the corpus follow from it."""
-    batch: int = Field(8, ge=1)
+    batch: int = Field(12, ge=1)
     """Rows of a step, over all its micro-batches."""
     micro_batches: int = Field(1, ge=1)
     """The step is computed in this many parts: same loss, less memory."""
-    optimiser: Optimiser = Optimiser(learning_rate=3e-3, warmup=40, floor=0.0, weight_decay=0.02)
+    optimiser: Optimiser = Optimiser(kind="muon", learning_rate=8e-3, warmup=20, floor=0.0, weight_decay=0.05)
     compute: Training = Training(precision="bf16")
     validate_every: int = Field(100, ge=1)
     """Steps between measurements of held-out bits per byte."""

@@ -115,7 +115,7 @@ class RewardRecipe(Section):
     center_on: Literal["answers", "pairs"] = "answers"
     """What is squared: each answer's score, or the sum of each pair's, which leaves gaps alone."""
     evaluate_every: int = Field(100, ge=1)
-    optimiser: Optimiser = Optimiser(learning_rate=4e-4, weight_decay=0.01)
+    optimiser: Optimiser = Optimiser(kind="muon", learning_rate=1e-3, weight_decay=0.01)
     compute: Training = Training(precision="bf16")
 
 

@@ -43,7 +43,7 @@ class Sft(Section):
     corpus: InputPath | None = None
     """Pretraining text to go on reading, so that learning to answer does not unlearn the facts."""
     replay: Replay = Replay()
-    epochs: float = Field(5.0, gt=0)
+    epochs: float = Field(4.0, gt=0)
     batch: int = Field(16, ge=1)
     """Conversations of a step, over all its micro-batches."""
     micro_batches: int = Field(1, ge=1)
