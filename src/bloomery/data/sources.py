@@ -16,7 +16,7 @@ from bloomery.data.formats import FORMATS, AnyRecord, Format, sniff
 from bloomery.data.messages import Row, require_answer
 from bloomery.data.rows import parse_row, read_lines, text_of
 from bloomery.errors import DataError, UsageError
-from bloomery.types import Conversation, Document, Message, Prompt, Ranking
+from bloomery.types import Conversation, Document, Message, Prompt, Ranking, Solution
 
 log = logging.getLogger("bloomery.data")
 
@@ -84,7 +84,8 @@ def read_prompts(
     on_bad_row: OnBadRow = "error",
     skipped: list[DataError] | None = None,
 ) -> Iterator[Prompt]:
-    """Prompts: given as such, the prompts of rankings, or conversations up to their last answer."""
+    """Prompts: given as such, those of rankings and of labelled steps, or conversations up to their last
+    answer."""
     for path in _each(paths):
         yield from _read_file(path, _as_prompt, format, on_bad_row, skipped)
 
@@ -99,6 +100,18 @@ def read_rankings(
     """Rankings of K >= 2 answers; a preference pair is a ranking of two."""
     for path in _each(paths):
         yield from _read_file(path, _as_ranking, format, on_bad_row, skipped)
+
+
+def read_solutions(
+    paths: Paths,
+    *,
+    format: str = "auto",
+    on_bad_row: OnBadRow = "error",
+    skipped: list[DataError] | None = None,
+) -> Iterator[Solution]:
+    """Answers in steps, each step labelled right or wrong."""
+    for path in _each(paths):
+        yield from _read_file(path, _as_solution, format, on_bad_row, skipped)
 
 
 def dialogue(messages: Sequence[Message]) -> str:
@@ -133,7 +146,7 @@ def _as_demonstration(record: AnyRecord, where: str) -> Conversation:
 def _as_prompt(record: AnyRecord, where: str) -> Prompt:
     if isinstance(record, Prompt):
         return record
-    if isinstance(record, Ranking):
+    if isinstance(record, Ranking | Solution):
         return Prompt(id=record.id, messages=record.prompt)
     if isinstance(record, Document):
         raise _other(record, where, "prompts", "prompt, or any with somebody to answer")
@@ -147,6 +160,12 @@ def _as_prompt(record: AnyRecord, where: str) -> Prompt:
 def _as_ranking(record: AnyRecord, where: str) -> Ranking:
     if not isinstance(record, Ranking):
         raise _other(record, where, "rankings", "ranking, preference, hh, nemo-ranked, alpaca-preference")
+    return record
+
+
+def _as_solution(record: AnyRecord, where: str) -> Solution:
+    if not isinstance(record, Solution):
+        raise _other(record, where, "answers in labelled steps", "stepwise")
     return record
 
 
