@@ -1,4 +1,4 @@
-"""The report card of a process reward model: does it tell right steps from wrong, and find the first wrong?"""
+"""The report card of a process reward model: are steps told right from wrong, is the first wrong found?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def step_card(said: Answers, labels: Answers, usual: bool) -> dict[str, Any]:
     others, `none_wrong` is the share in which it finds nothing wrong (the two accuracies of Zheng et al.
     2024, "ProcessBench").
     """
-    agreed = [[a == b for a, b in zip(*pair, strict=True)] for pair in zip(said, labels, strict=True)]
+    agreed = agreement(said, labels)
     blind = [[usual == b for b in one] for one in labels]
     lead = [
         [float(a) - float(b) for a, b in zip(*pair, strict=True)] for pair in zip(agreed, blind, strict=True)
@@ -36,6 +36,11 @@ def step_card(said: Answers, labels: Answers, usual: bool) -> dict[str, Any]:
         "first_wrong": estimate([float(a == b) for a, b in pairs if b is not None]).to_json(),
         "none_wrong": estimate([float(a is None) for a, b in pairs if b is None]).to_json(),
     }
+
+
+def agreement(said: Answers, labels: Answers) -> list[list[bool]]:
+    """For each step of each answer, whether it is judged as it is labelled."""
+    return [[a == b for a, b in zip(*pair, strict=True)] for pair in zip(said, labels, strict=True)]
 
 
 def first_wrong(steps: Sequence[bool]) -> int | None:

@@ -80,8 +80,8 @@ def step_scores(
 def read_steps(
     model: ScalarModel, slates: Sequence[Sequence[Stepped]], pad_id: int, batch_tokens: int = 8192
 ) -> tuple[Tensor, Tensor]:
-    """`step_scores` of the answers of slates, slate after slate; the answers of a slate have one prompt, which is
-    forwarded once."""
+    """`step_scores` of slates of answers, in order; the answers of a slate have one prompt, which
+    is forwarded once."""
     batches = batched(
         [[a.tokens for a in slate] for slate in slates],
         [slate[0].prompt for slate in slates],

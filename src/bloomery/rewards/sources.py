@@ -41,8 +41,8 @@ class Source(Section):
     """One part of a reward."""
 
     kind: str
-    """`model`, `process`, `ensemble`, `judge`, `exact`, `regex`, `numeric`, `length`, `graded`, or one of your
-    own."""
+    """`model`, `process`, `ensemble`, `judge`, `exact`, `regex`, `numeric`, `length`, `graded`, or one of
+    your own."""
     name: str | None = None
     """What it is logged as; its kind when not given."""
     weight: float = 1.0

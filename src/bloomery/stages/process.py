@@ -17,7 +17,7 @@ from torch import Tensor
 from bloomery.data.loader import ahead, batch_indices
 from bloomery.data.sources import OnBadRow, read_solutions
 from bloomery.errors import DataError, UsageError
-from bloomery.evals.process import step_card
+from bloomery.evals.process import agreement, step_card
 from bloomery.lineage import write_json
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
@@ -107,13 +107,8 @@ def run(recipe: ProcessRecipe, out: Path) -> None:
             metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(training)}
             metrics |= recipe.compute.timing()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
-                said = judged(model, held_out, pad_id)
-                hits = [
-                    a == b
-                    for s, h in zip(said, held_out, strict=True)
-                    for a, b in zip(s, h.labels, strict=True)
-                ]
-                metrics["eval_accuracy"] = sum(hits) / len(hits)
+                agreed = agreement(judged(model, held_out, pad_id), [a.labels for a in held_out])
+                metrics["eval_accuracy"] = sum(map(sum, agreed)) / sum(map(len, agreed))
             run.log(step, metrics)
         taught = [right for a in training for right in a.labels]
         usual = 2 * sum(taught) >= len(taught)
