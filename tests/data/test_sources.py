@@ -235,7 +235,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("ranking", RANKING | {"ranking": [0, 1, 2]}, "ranks start at 1"),
     ("ranking", RANKING | {"rnking": 1}, "unknown key 'rnking' (did you mean 'ranking'?)"),
     ("ranking", RANKING | {"annotator": {"id": "a", "kind": "robot"}}, "'annotator.kind'"),
-    ("stepwise", STEPS | {"labels": [True]}, "every step has one label: got 2 completions, 1 labels"),
+    ("stepwise", STEPS | {"labels": [True]}, "every step has one label\n  got: 2 completions, 1 labels"),
     ("stepwise", STEPS | {"labels": [True, 1]}, "labels[1] is neither true nor false"),
     ("stepwise", STEPS | {"labels": "yes"}, "'labels' is not a list"),
     ("stepwise", STEPS | {"completions": [], "labels": []}, "'completions' is not a list"),

@@ -270,7 +270,6 @@ def test_it_learns_which_steps_are_right_and_nothing_from_shuffled_labels(
         file = save(many(300, seed=3, shuffled=name == "shuffled"), tmp_path / f"{name}.jsonl")
         train(model_dir, [file], tmp_path / name, batch=32, epochs=6, held_out=0.2)
         cards[name] = card(tmp_path / name)
-    print(cards)
     told, null = cards["told"], cards["shuffled"]
     assert told["num_steps"] == told["step_accuracy"]["n"] > 150
     assert told["lead"]["low"] > 0.15
