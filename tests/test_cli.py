@@ -250,6 +250,24 @@ def test_data_dedupe_mix_convert_inspect(tmp_path: Path, capsys: pytest.CaptureF
     assert "exists already" in capsys.readouterr().err
 
 
+def test_inspect_counts_right_and_wrong_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = rows(
+        tmp_path / "steps.jsonl",
+        {"prompt": "Add.", "completions": ["1 + 1 = 2", "2 + 1 = 4"], "labels": [True, False]},
+        {"prompt": "Add.", "completions": ["so 3"], "labels": [True]},
+    )
+    assert main(["data", "inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "2 solutions",
+        "steps: right 2, wrong 1",
+        "user: Add.",
+        "right: 1 + 1 = 2",
+        "wrong: 2 + 1 = 4",
+    ):
+        assert part in said
+
+
 def test_a_bad_row_is_named_or_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "fine"}\n{"text": 3}\n')

@@ -160,6 +160,15 @@ class Judgement(Record):
         return "desirable" if self.label else "undesirable"
 
 
+class Solution(Record):
+    """An answer in steps: `labels[k]` says whether step `completions[k]` is right. One label a step."""
+
+    id: str
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    completions: tuple[str, ...] = Field(min_length=1)
+    labels: tuple[bool, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to draw one completion. `temperature=0` is greedy. The seed belongs to the request, so the

@@ -18,9 +18,20 @@ from bloomery.data.sources import (
     read_judgements,
     read_prompts,
     read_rankings,
+    read_solutions,
 )
 from bloomery.errors import ArtifactError, BloomeryError, DataError, UsageError
-from bloomery.types import Candidate, Conversation, Document, Judgement, Message, Policy, Prompt, Ranking
+from bloomery.types import (
+    Candidate,
+    Conversation,
+    Document,
+    Judgement,
+    Message,
+    Policy,
+    Prompt,
+    Ranking,
+    Solution,
+)
 
 USER = {"role": "user", "content": "Hi"}
 YES = {"role": "assistant", "content": "Yes"}
@@ -61,6 +72,8 @@ def brief(record: object) -> object:
         return said(record.prompt), answers, list(record.ranking or ())
     if isinstance(record, Judgement):
         return said(record.prompt), said(record.completion), record.verdict
+    if isinstance(record, Solution):
+        return said(record.prompt), list(record.completions), list(record.labels)
     assert isinstance(record, Conversation | Prompt)
     return said(record.messages)
 
@@ -146,6 +159,16 @@ CASES: list[tuple[str, dict[str, Any], object]] = [
     ),
     ("ranking", RANKING, (["u:Hi"], [["a:Yes"], ["a:No"], ["a:Maybe"]], [1, 3, 1])),
     (
+        "stepwise",
+        {"prompt": "Hi", "completions": ["One.", " Two"], "labels": [True, False]},
+        (["u:Hi"], ["One.", " Two"], [True, False]),
+    ),
+    (
+        "stepwise",
+        {"prompt": [USER, YES, USER], "completions": ["a\nb"], "labels": [False], "source": "x"},
+        (["u:Hi", "a:Yes", "u:Hi"], ["a\nb"], [False]),
+    ),
+    (
         "nemo-ranked",
         {
             "context": [USER],
@@ -168,6 +191,20 @@ def test_each_format_is_recognised_and_read(
     assert record.id == row.get("id", "a-1")
 
 
+def test_labelled_steps_are_read_as_such_and_have_prompts(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", STEPS)
+    (one,) = read_solutions(path)
+    assert one == Solution(id="a-1", prompt=(Message(**USER),), completions=("a", "b"), labels=(True, False))  # type: ignore[arg-type]
+    assert [p.messages for p in read_prompts(path)] == [one.prompt]
+    with pytest.raises(UsageError, match="does not hold answers in labelled steps"):
+        list(read_solutions(put(tmp_path / "b.jsonl", {"prompt": "Hi"})))
+    bad = put(tmp_path / "c.jsonl", STEPS, STEPS | {"labels": [True]})
+    with pytest.raises(DataError, match="every step has one label"):
+        list(read_solutions(bad))
+    skipped: list[DataError] = []
+    assert len(list(read_solutions(bad, on_bad_row="skip", skipped=skipped))) == len(skipped) == 1
+
+
 def test_every_format_has_a_case() -> None:
     assert {name for name, _, _ in CASES} == set(FORMATS)
 
@@ -178,6 +215,7 @@ def test_a_pair_is_a_ranking_by_somebody_unknown(tmp_path: Path) -> None:
     assert pair.completions[0] == Candidate(messages=(Message(**YES),), policy=Policy(id="unknown"))  # type: ignore[arg-type]
 
 
+STEPS: dict[str, Any] = {"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"messages": []}, "'messages' is not a list of messages"),
     ("messages", {"messages": "Hi"}, "'messages' is not a list of messages"),
@@ -221,6 +259,13 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("ranking", RANKING | {"ranking": [0, 1, 2]}, "ranks start at 1"),
     ("ranking", RANKING | {"rnking": 1}, "unknown key 'rnking' (did you mean 'ranking'?)"),
     ("ranking", RANKING | {"annotator": {"id": "a", "kind": "robot"}}, "'annotator.kind'"),
+    ("stepwise", STEPS | {"labels": [True]}, "every step has one label\n  got: 2 completions, 1 labels"),
+    ("stepwise", STEPS | {"labels": [True, 1]}, "labels[1] is neither true nor false"),
+    ("stepwise", STEPS | {"labels": "yes"}, "'labels' is not a list"),
+    ("stepwise", STEPS | {"completions": [], "labels": []}, "'completions' is not a list"),
+    ("stepwise", STEPS | {"completions": ["a", " \n"]}, "'completions[1]' is empty"),
+    ("stepwise", STEPS | {"completions": ["a", 2]}, "'completions[1]' is not text"),
+    ("stepwise", STEPS | {"prompt": [USER, YES]}, "does not end with somebody to answer"),
     ("nemo-ranked", {"context": [USER], "completions": [{"rank": 0, "completion": [YES]}]}, "at least two"),
     ("nemo-ranked", {"context": [USER], "completions": [{"completion": [YES]}] * 2}, "has no rank"),
     ("unpaired", {"prompt": "a", "completion": "b"}, "'label' is neither true nor false"),
@@ -309,7 +354,7 @@ def test_an_unknown_format_is_named(tmp_path: Path) -> None:
 
 
 ROUND_TRIPS = ["document", "text", "messages", "prompt"]
-ROUND_TRIPS += ["preference", "hh", "ranking", "nemo-ranked", "unpaired"]
+ROUND_TRIPS += ["preference", "hh", "ranking", "nemo-ranked", "unpaired", "stepwise"]
 
 
 def test_every_writer_has_a_round_trip() -> None:

@@ -25,7 +25,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Rollout
 
-KINDS = {"model", "ensemble", "judge", "exact", "regex", "numeric", "length", "graded"}
+KINDS = {"model", "process", "ensemble", "judge", "exact", "regex", "numeric", "length", "graded"}
 ANSWERS = [rollout("red jam", tokens=(9, 6, 5)), rollout("tea", tokens=(6, 5))]
 
 

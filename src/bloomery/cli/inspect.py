@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from bloomery.chat import visible
 from bloomery.cli.show import size, table
 from bloomery.errors import ArtifactError, DataError, UsageError, clip
-from bloomery.types import Conversation, Document, Judgement, Prompt, Ranking
+from bloomery.types import Conversation, Document, Judgement, Prompt, Ranking, Solution
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,6 +73,11 @@ def _measures(record: object) -> Iterator[tuple[str, int]]:
         for message in record.prompt:
             yield f"prompt: {message.role}", len(message.content)
         yield f"{record.verdict} answers", sum(len(message.content) for message in record.completion)
+    elif isinstance(record, Solution):
+        for message in record.prompt:
+            yield f"prompt: {message.role}", len(message.content)
+        for step in record.completions:
+            yield "steps", len(step)
 
 
 def _kinds(records: Sequence[object]) -> Iterator[RenderableType]:
@@ -82,6 +87,8 @@ def _kinds(records: Sequence[object]) -> Iterator[RenderableType]:
             counts.setdefault("answers ranked together", Counter())[str(len(record.completions))] += 1
             counts.setdefault("annotators", Counter())[record.annotator.kind] += 1
             counts.setdefault("status", Counter())[record.status] += 1
+        elif isinstance(record, Solution):
+            counts.setdefault("steps", Counter()).update("right" if k else "wrong" for k in record.labels)
         elif isinstance(record, Prompt) and record.kind:
             counts.setdefault("kinds", Counter())[record.kind] += 1
         elif isinstance(record, Conversation) and record.author:
@@ -115,6 +122,10 @@ def _example(record: object) -> Iterator[str]:
     elif isinstance(record, Judgement):
         yield f"{record.prompt[-1].role}: {clip(visible(record.prompt[-1].content), 200)}"
         yield f"  {record.verdict}: {clip(visible(record.completion[-1].content), 160)}"
+    elif isinstance(record, Solution):
+        yield f"{record.prompt[-1].role}: {clip(visible(record.prompt[-1].content), 200)}"
+        for right, step in zip(record.labels, record.completions, strict=True):
+            yield f"  {'right' if right else 'wrong'}: {clip(visible(step), 160)}"
 
 
 def _world(path: Path) -> Iterator[RenderableType]:

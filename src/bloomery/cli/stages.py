@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label simulate": ("label", "Have simulated annotators rank the answers of models."),
     "label spoil": ("spoil", "Keep a share of rankings, turn some over: budgets and noise for experiments."),
     "reward": ("reward", "Train a reward model on rankings."),
+    "process-reward": ("process", "Train a process reward model: is each step of an answer right?"),
     "ppo": ("ppo", "Improve a policy against a reward model, on a KL leash."),
     "grpo": ("grpo", "Improve a policy without a critic: answers measured against each other."),
     "prefer": ("prefer", "Train a policy on rankings directly: DPO and its family."),

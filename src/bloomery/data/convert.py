@@ -18,10 +18,10 @@ from bloomery.data.formats import AnyRecord
 from bloomery.data.messages import Messages
 from bloomery.errors import ArtifactError, DataError, UsageError
 from bloomery.registry import Registry
-from bloomery.types import Conversation, Document, Judgement, Message, Prompt, Ranking, ranked_pairs
+from bloomery.types import Conversation, Document, Judgement, Message, Prompt, Ranking, Solution, ranked_pairs
 
 Columns = dict[str, Any]
-R = TypeVar("R", Document, Conversation, Prompt, Ranking, Judgement)
+R = TypeVar("R", Document, Conversation, Prompt, Ranking, Judgement, Solution)
 Writer = Callable[[AnyRecord, Counter[str]], Iterator[Columns]]
 
 WRITERS: Registry[Writer] = Registry("data format that can be written")
@@ -128,6 +128,11 @@ def _hh(record: AnyRecord, left_out: Counter[str]) -> Iterator[Columns]:
             "chosen": _transcript(ranking.prompt + winner, ranking.id),
             "rejected": _transcript(ranking.prompt + loser, ranking.id),
         }
+
+
+@WRITERS.register("stepwise")
+def _stepwise(record: AnyRecord, left_out: Counter[str]) -> Iterator[Columns]:
+    yield _expect(record, Solution, "stepwise").model_dump(mode="json", exclude_none=True)
 
 
 @WRITERS.register("nemo-ranked")

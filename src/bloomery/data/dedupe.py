@@ -17,9 +17,10 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from bloomery.data.formats import AnyRecord
 from bloomery.errors import DataError, UsageError
 from bloomery.seeds import stream
-from bloomery.types import Conversation, Document, Prompt, Ranking
+from bloomery.types import Conversation, Document, Prompt
 
 BANDS, ROWS = 25, 5
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
@@ -95,8 +96,8 @@ def jaccard(a: Hashes, b: Hashes) -> float:
 
 
 def overlap(
-    train: Iterable[Document | Conversation | Prompt | Ranking],
-    evaluation: Iterable[Document | Conversation | Prompt | Ranking],
+    train: Iterable[AnyRecord],
+    evaluation: Iterable[AnyRecord],
 ) -> list[tuple[str, str]]:
     """Pairs (id in `evaluation`, id of the first in `train`) whose text, or whose prompt, is the same but
     for case, punctuation and white space."""
@@ -107,8 +108,8 @@ def overlap(
 
 
 def refuse_overlap(
-    train: Iterable[Document | Conversation | Prompt | Ranking],
-    evaluation: Iterable[Document | Conversation | Prompt | Ranking],
+    train: Iterable[AnyRecord],
+    evaluation: Iterable[AnyRecord],
 ) -> None:
     """Raises `DataError` where anything that is evaluated on is also trained on."""
     if found := overlap(train, evaluation):
@@ -179,14 +180,14 @@ def _code(word: str) -> int:
     return code
 
 
-def _key(record: Document | Conversation | Prompt | Ranking) -> str:
+def _key(record: AnyRecord) -> str:
     if isinstance(record, Document):
         text = record.text
     elif isinstance(record, Conversation):
         last = max((i for i, m in enumerate(record.messages) if m.role == "assistant"), default=None)
         text = " ".join(m.content for m in record.messages[:last])
     else:
-        turns = record.prompt if isinstance(record, Ranking) else record.messages
+        turns = record.messages if isinstance(record, Prompt) else record.prompt
         text = " ".join(m.content for m in turns)
     return re.sub(r"\W+", " ", normal_form(text)).strip()
 

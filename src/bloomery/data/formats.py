@@ -17,8 +17,11 @@ from bloomery.data.messages import (
     Messages,
     Row,
     after_prompt,
+    asked,
+    filled,
     is_transcript,
     judgement,
+    listed,
     message,
     messages,
     optional_text,
@@ -42,9 +45,10 @@ from bloomery.types import (
     Prompt,
     Ranking,
     Record,
+    Solution,
 )
 
-AnyRecord = Document | Conversation | Prompt | Ranking | Judgement
+AnyRecord = Document | Conversation | Prompt | Ranking | Judgement | Solution
 R = TypeVar("R", bound=Record)
 Parse = Callable[[Row], AnyRecord]
 
@@ -136,10 +140,7 @@ def _messages(row: Row) -> Conversation:
 
 @_format("prompt", "prompt", "kind", never_with="label labels completion completions chosen rejected")
 def _prompt(row: Row) -> Prompt:
-    turns = text_or_messages(row, "prompt", "user")
-    if turns[-1].role == "assistant":
-        raise DataError("the prompt does not end with somebody to answer", where=row.where)
-    return Prompt(id=row.id, messages=turns, kind=optional_text(row, "kind") or None)
+    return Prompt(id=row.id, messages=asked(row), kind=optional_text(row, "kind") or None)
 
 
 @_format("prompt-completion", "prompt completion", never_with="label chosen rejected")
@@ -208,6 +209,19 @@ def _sharegpt_preference(row: Row) -> Ranking:
 @_format("ranking", "prompt completions ranking annotator created_at", " ".join(Ranking.model_fields))
 def _ranking(row: Row) -> Ranking:
     return _record(Ranking, row)
+
+
+@_format("stepwise", "prompt completions labels", never_with="ranking chosen rejected")
+def _stepwise(row: Row) -> Solution:
+    steps, labels = (listed(row, key) for key in ("completions", "labels"))
+    if len(steps) != len(labels):
+        got = f"{len(steps)} completions, {len(labels)} labels"
+        raise DataError("every step has one label", where=row.where, got=got)
+    for i, label in enumerate(labels):
+        if not isinstance(label, bool):
+            raise DataError(f"labels[{i}] is neither true nor false", where=row.where, got=repr(label))
+    said = tuple(filled(step, f"completions[{i}]", row.where) for i, step in enumerate(steps))
+    return Solution(id=row.id, prompt=asked(row), completions=said, labels=tuple(labels))
 
 
 @_format("nemo-ranked", "context completions", "task_name")

@@ -49,7 +49,7 @@ def text(row: Row, key: str) -> str:
             where=row.where,
             got=", ".join(row.columns) or "no columns",
         )
-    return _filled(row.columns[key], key, row.where)
+    return filled(row.columns[key], key, row.where)
 
 
 def optional_text(row: Row, key: str) -> str:
@@ -75,7 +75,7 @@ def message(value: Any, key: str, where: str) -> Message:
         raise DataError(f"{key} has an unknown role{hint}", where=where, got=role, expected=", ".join(ROLES))
     if weight not in (None, 0, 1) or isinstance(weight, bool | float):
         raise DataError(f"{key}: weight is 0 or 1", where=where, got=repr(weight))
-    content = _filled(value.get("content"), f"{key}.content", where)
+    content = filled(value.get("content"), f"{key}.content", where)
     return Message(role=role, content=content, weight=weight)
 
 
@@ -84,6 +84,14 @@ def messages(value: Any, key: str, where: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise DataError(f"'{key}' is not a list of messages", where=where, got=_kind(value))
     return tuple(message(item, f"{key}[{i}]", where) for i, item in enumerate(value))
+
+
+def asked(row: Row) -> Messages:
+    """The prompt, which ends with somebody to answer."""
+    turns = text_or_messages(row, "prompt", "user")
+    if turns[-1].role == "assistant":
+        raise DataError("the prompt does not end with somebody to answer", where=row.where)
+    return turns
 
 
 def text_or_messages(row: Row, key: str, role: Role) -> Messages:
@@ -100,7 +108,7 @@ def sharegpt(value: Any, key: str, where: str) -> Message:
     role = value.get("from")
     if role not in _SHAREGPT:
         raise DataError(f"{key} has an unknown speaker", where=where, got=role, expected=", ".join(_SHAREGPT))
-    content = _filled(value.get("value"), f"{key}.value", where)
+    content = filled(value.get("value"), f"{key}.value", where)
     return Message.model_validate({"role": _SHAREGPT[role], "content": content})
 
 
@@ -194,7 +202,18 @@ def require_answer(turns: Sequence[Message], where: str) -> None:
         )
 
 
-def _filled(value: Any, key: str, where: str) -> str:
+def listed(row: Row, key: str) -> list[Any]:
+    """A column that holds a list of at least one entry. Raises `DataError` for anything else."""
+    value = row.columns.get(key)
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            f"'{key}' is not a list with an entry for each step", where=row.where, got=_kind(value)
+        )
+    return value
+
+
+def filled(value: Any, key: str, where: str) -> str:
+    """Text that is more than blanks. Raises `DataError` for anything else."""
     found = _string(value, key, where)
     if not found.strip():
         raise DataError(f"'{key}' is empty", where=where, got=repr(found))

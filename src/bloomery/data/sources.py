@@ -16,7 +16,7 @@ from bloomery.data.formats import FORMATS, AnyRecord, Format, sniff
 from bloomery.data.messages import Row, require_answer
 from bloomery.data.rows import parse_row, read_lines, text_of
 from bloomery.errors import DataError, UsageError
-from bloomery.types import Conversation, Document, Judgement, Message, Prompt, Ranking
+from bloomery.types import Conversation, Document, Judgement, Message, Prompt, Ranking, Solution
 
 log = logging.getLogger("bloomery.data")
 
@@ -84,7 +84,8 @@ def read_prompts(
     on_bad_row: OnBadRow = "error",
     skipped: list[DataError] | None = None,
 ) -> Iterator[Prompt]:
-    """Prompts: given as such, those of rankings and judgements, or conversations up to their last answer."""
+    """Prompts: given as such, those of rankings, judgements and labelled steps, or conversations up to their
+    last answer."""
     for path in _each(paths):
         yield from _read_file(path, _as_prompt, format, on_bad_row, skipped)
 
@@ -111,6 +112,18 @@ def read_judgements(
     """Answers that were called desirable or undesirable, each by itself."""
     for path in _each(paths):
         yield from _read_file(path, _as_judgement, format, on_bad_row, skipped)
+
+
+def read_solutions(
+    paths: Paths,
+    *,
+    format: str = "auto",
+    on_bad_row: OnBadRow = "error",
+    skipped: list[DataError] | None = None,
+) -> Iterator[Solution]:
+    """Answers in steps, each step labelled right or wrong."""
+    for path in _each(paths):
+        yield from _read_file(path, _as_solution, format, on_bad_row, skipped)
 
 
 def dialogue(messages: Sequence[Message]) -> str:
@@ -145,7 +158,7 @@ def _as_demonstration(record: AnyRecord, where: str) -> Conversation:
 def _as_prompt(record: AnyRecord, where: str) -> Prompt:
     if isinstance(record, Prompt):
         return record
-    if isinstance(record, Ranking | Judgement):
+    if isinstance(record, Ranking | Judgement | Solution):
         return Prompt(id=record.id, messages=record.prompt)
     if isinstance(record, Document):
         raise _other(record, where, "prompts", "prompt, or any with somebody to answer")
@@ -173,6 +186,12 @@ def _as_ranking(record: AnyRecord, where: str) -> Ranking:
 def _as_judgement(record: AnyRecord, where: str) -> Judgement:
     if not isinstance(record, Judgement):
         raise _other(record, where, "answers that were judged alone", "unpaired")
+    return record
+
+
+def _as_solution(record: AnyRecord, where: str) -> Solution:
+    if not isinstance(record, Solution):
+        raise _other(record, where, "answers in labelled steps", "stepwise")
     return record
 
 

@@ -19,6 +19,8 @@ from bloomery.client import Client
 from bloomery.errors import UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
+from bloomery.models.llama import ScalarModel
+from bloomery.objectives.process import step_rewards
 from bloomery.recipe import InputPath, Section
 from bloomery.registry import settings_of
 from bloomery.rewards import rules
@@ -26,6 +28,7 @@ from bloomery.rewards.ensemble import Ensemble, pools
 from bloomery.rewards.judge import TEMPLATE, Judge
 from bloomery.rewards.model import RewardModel
 from bloomery.rewards.parts import Combined, Opinion, Part
+from bloomery.rewards.process import ProcessReward
 from bloomery.rewards.tools import Tools, sources
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -38,7 +41,8 @@ class Source(Section):
     """One part of a reward."""
 
     kind: str
-    """`model`, `ensemble`, `judge`, `exact`, `regex`, `numeric`, `length`, `graded`, or one of your own."""
+    """`model`, `process`, `ensemble`, `judge`, `exact`, `regex`, `numeric`, `length`, `graded`, or one of
+    your own."""
     name: str | None = None
     """What it is logged as; its kind when not given."""
     weight: float = 1.0
@@ -82,6 +86,19 @@ def model(tools: Tools, *, path: InputPath) -> Opinion:
     return reward_model(path, tools)
 
 
+@sources.register("process")
+def process(
+    tools: Tools,
+    *,
+    path: InputPath,
+    pooling: str = "product",
+    separator: Annotated[str, Field(min_length=1)] = "\n",
+) -> Opinion:
+    """A process reward model's probability that the steps are right: their `product`, their `minimum`, or the
+    `last`. An answer has steps where `separator` divides it, which is the one the model was trained with."""
+    return ProcessReward(scalar_model(path, tools), tools.chat.tokenizer, step_rewards[pooling], separator)
+
+
 @sources.register("ensemble")
 def ensemble(
     tools: Tools,
@@ -96,7 +113,12 @@ def ensemble(
 
 
 def reward_model(path: Path, tools: Tools) -> RewardModel:
-    """A reward model that reads what the policy writes.
+    """A reward model that reads what the policy writes."""
+    return RewardModel(scalar_model(path, tools), tools.chat.tokenizer.pad_id)
+
+
+def scalar_model(path: Path, tools: Tools) -> ScalarModel:
+    """The model of a reward, where the policy is.
 
     Raises `UsageError` for a model with another tokenizer: it would read other words than were written.
     """
@@ -110,8 +132,7 @@ def reward_model(path: Path, tools: Tools) -> RewardModel:
             do="train the reward model from the policy's own SFT model",
         )
     beside = tools.policy
-    model = hub.load(path, "scalar").to(tools.device) if beside is None else hub.load_beside(path, beside)
-    return RewardModel(model, written.pad_id)
+    return hub.load(path, "scalar").to(tools.device) if beside is None else hub.load_beside(path, beside)
 
 
 @sources.register("judge")

@@ -54,6 +54,7 @@ for _name, _schema in (
     ("label", "Label"),
     ("spoil", "Spoil"),
     ("reward", "RewardRecipe"),
+    ("process", "ProcessRecipe"),
     ("ppo", "Ppo"),
     ("grpo", "Grpo"),
     ("prefer", "Prefer"),
