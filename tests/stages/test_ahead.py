@@ -23,7 +23,7 @@ from bloomery.models.llama import Llama
 from bloomery.models.lora import Adapter, attach
 from bloomery.stages import ahead, grpo, ppo
 from bloomery.stages.ahead import Ahead
-from bloomery.stages.common import Compute, Optimiser
+from bloomery.stages.common import Optimiser, Training
 from bloomery.stages.grpo import Grpo
 from bloomery.stages.online import Laps
 from bloomery.stages.ppo import Ppo
@@ -31,7 +31,7 @@ from bloomery.text.chat import Chat
 
 ASKED = ["red", "what is best", "one two three", "tea"]
 FAST = Optimiser(learning_rate=0.01, schedule="constant", warmup=0, weight_decay=0.0)
-TWO = Compute(threads=2, checkpoint_every=0)
+TWO = Training(threads=2, checkpoint_every=0)
 LENGTH = {"kind": "length", "settings": {"most": 0}}
 Run = Callable[..., list[dict[str, Any]]]
 
@@ -62,7 +62,7 @@ def run(stage: ModuleType, place: Path, model_dir: Path, tmp_path: Path) -> Run:
         settings: dict[str, Any] = {
             **{"policy": model_dir, "reference": model_dir, "reward": place / "reward"},
             **{"prompts": (place / "prompts.jsonl",), "prompts_per_step": 4, "max_tokens": 4},
-            **{"steps": 3, "epochs": 1, "target_kl": None, "optimiser": FAST, "compute": tiny.COMPUTE},
+            **{"steps": 3, "epochs": 1, "target_kl": None, "optimiser": FAST, "compute": tiny.TRAINING},
             **{"one_step_off": True},
             **({"critic": FAST} if stage is ppo else {"samples": 3}),
         }
@@ -135,7 +135,7 @@ def test_ratios_are_those_of_the_policy_as_it_is_and_as_it_answered(run: Run) ->
 
 def test_a_run_that_broke_off_goes_on_to_the_same_bytes(run: Run, stage: ModuleType, tmp_path: Path) -> None:
     """While answers are drawn, which are drawn again. GRPO's policy has adapters and is asked elsewhere."""
-    settings: dict[str, Any] = {"steps": 5, "compute": Compute(threads=2, checkpoint_every=2)}
+    settings: dict[str, Any] = {"steps": 5, "compute": Training(threads=2, checkpoint_every=2)}
     if stage is grpo:
         settings |= {"lora": {"rank": 4}, "rollout_device": "cpu"}
     tiny.goes_on_to_the_same_bytes(partial(run, **settings), tmp_path, stage, "improve", 4, resumed=2)
@@ -235,7 +235,7 @@ def test_policy_and_critic_learn_at_once_while_answers_are_drawn(
 
     monkeypatch.setattr(ppo, "critic_loss_of", critic_loss_of)
     monkeypatch.setattr(Ahead, "_draw", _draw)
-    run("out", compute=Compute(threads=4, checkpoint_every=0))
+    run("out", compute=Training(threads=4, checkpoint_every=0))
     assert torch.get_num_threads() == 4
 
 
@@ -252,7 +252,7 @@ def test_what_goes_wrong_while_drawing_ends_the_run(
 
     monkeypatch.setattr(Ahead, "ask", ask)
     with pytest.raises(UsageError, match="no more paper"):
-        run("out", compute=Compute(threads=threads, checkpoint_every=0))
+        run("out", compute=Training(threads=threads, checkpoint_every=0))
     assert not (tmp_path / "out" / "MANIFEST.json").exists()
     assert len(tiny.lines(tmp_path / "out" / "metrics.jsonl")) == 1
     assert torch.get_num_threads() == threads

@@ -34,7 +34,7 @@ from bloomery.rollout.batch import RolloutBatch
 from bloomery.rollout.sample import ask
 from bloomery.rollout.shared import shared_pieces
 from bloomery.stages import grpo, online, world
-from bloomery.stages.common import Compute, Optimiser
+from bloomery.stages.common import Optimiser, Training
 from bloomery.stages.grpo import Experience, Grpo, Learner
 from bloomery.stages.world import WorldRecipe
 from bloomery.text.chat import Chat
@@ -54,7 +54,7 @@ def recipe(**changed: Any) -> Grpo:
     nowhere: dict[str, Any] = {"policy": Path("nowhere"), "reward": Path("nowhere")}
     nowhere["prompts"] = (Path("nowhere"),)
     usual = {"temperature": 0.7, "samples": 3, "kl_coef": KL, "max_tokens": 6, "target_kl": None}
-    return Grpo(**{**nowhere, **usual, "compute": tiny.COMPUTE, **changed})
+    return Grpo(**{**nowhere, **usual, "compute": tiny.TRAINING, **changed})
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def test_one_token_that_differs_is_enough(scene: Scene) -> None:
 
 
 def test_in_bf16_the_trainer_s_own_numbers_make_the_first_ratio_one(scene: Scene) -> None:
-    settings = recipe(compute=Compute(precision="bf16", threads=1))
+    settings = recipe(compute=Training(precision="bf16", threads=1))
     batch, metrics = scene.checked(settings, scene.batch)
     assert metrics["sampling/recomputed"] == 1.0
     assert metrics["sampling/sampling_logp_difference/max"] > 1e-3
@@ -499,7 +499,7 @@ FAST = Optimiser(learning_rate=0.01, schedule="constant", warmup=0, weight_decay
 
 def run(place: Path, model: Path, out: Path, **changed: Any) -> list[dict[str, Any]]:
     settings = {"policy": model, "reward": place / "reward", "prompts": (place / "prompts.jsonl",)}
-    small = {"prompts_per_step": 3, "samples": 4, "max_tokens": 6, "steps": 2, "compute": tiny.COMPUTE}
+    small = {"prompts_per_step": 3, "samples": 4, "max_tokens": 6, "steps": 2, "compute": tiny.TRAINING}
     grpo.run(Grpo(**{**settings, **small, **changed}), out)
     return tiny.lines(out / "metrics.jsonl")
 
@@ -630,7 +630,7 @@ def test_killed_and_gone_on_with_it_gives_the_same_bytes(
         "epochs": 2,
         "kl_target": 0.05,
         "optimiser": Optimiser(learning_rate=0.005, schedule="cosine", warmup=2),
-        "compute": Compute(threads=1, checkpoint_every=2),
+        "compute": Training(threads=1, checkpoint_every=2),
     }
     whole = run(place, model_dir, tmp_path / "whole", **settings)
     child = os.fork()

@@ -48,7 +48,7 @@ def recipe(place: Path, **changed: Any) -> Label:
     model = place / "model"
     arms = (Arm(name="sft", model=model, samples=2), Arm(name="base", model=model, chat=False, temperature=0))
     usual = {"prompts": PROMPTS, "overlap": OVERLAP, "panel": PANEL, "answers": K, "max_tokens": 6}
-    settings = {"styles": STYLES, "seed": 3, "compute": tiny.COMPUTE, "arms": arms, **usual, **changed}
+    settings = {"styles": STYLES, "seed": 3, "compute": tiny.TRAINING, "arms": arms, **usual, **changed}
     return Label(world=place / "world", **settings)
 
 

@@ -28,7 +28,7 @@ from bloomery.rewards.parts import Combined
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.stages import online, ppo, world
-from bloomery.stages.common import Compute, Optimiser
+from bloomery.stages.common import Optimiser, Training
 from bloomery.stages.ppo import Experience, Learner, Ppo
 from bloomery.stages.world import WorldRecipe
 from bloomery.text.chat import Chat
@@ -46,7 +46,7 @@ def recipe(**changed: Any) -> Ppo:
     nowhere: dict[str, Any] = {name: Path("nowhere") for name in ("policy", "reference", "reward")}
     nowhere["prompts"] = (Path("nowhere"),)
     usual = {"temperature": 0.7, "kl_coef": 0.3, "gamma": 0.9, "lam": 0.8, "target_kl": None}
-    return Ppo(**{**nowhere, **usual, "compute": tiny.COMPUTE, **changed})
+    return Ppo(**{**nowhere, **usual, "compute": tiny.TRAINING, **changed})
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def test_trainer_and_sampler_agree_on_every_log_prob(chat: Chat, scene: Scene, t
 
 def test_in_bf16_the_trainer_s_own_numbers_make_the_first_ratio_one(scene: Scene) -> None:
     """Sampler and trainer round differently, so what was sampled is read again; results stay near fp32's."""
-    settings = recipe(compute=Compute(precision="bf16", threads=1))
+    settings = recipe(compute=Training(precision="bf16", threads=1))
     learner, scores = scene.learner(settings), torch.tensor(SCORES)
     batch = RolloutBatch.of(scene.rollouts, scene.chat.tokenizer.pad_id)
     batch, agreement = online.checked(batch, scene.actor, 0.7, learner.context, 1e-4)
@@ -575,7 +575,7 @@ def run(place: Path, model: Path, out: Path, **changed: Any) -> list[dict[str, A
         "prompts": (place / "prompts.jsonl",),
         "prompts_per_step": 8,
         "max_tokens": 6,
-        "compute": tiny.COMPUTE,
+        "compute": tiny.TRAINING,
     }
     ppo.run(Ppo(**{**settings, **small, **changed}), out)
     return tiny.lines(out / "metrics.jsonl")
@@ -720,7 +720,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
         "target_kl": None,
         "optimiser": fast,
         "critic": fast,
-        "compute": Compute(threads=threads, checkpoint_every=2),
+        "compute": Training(threads=threads, checkpoint_every=2),
         **text,
     }
     make = partial(run, place, model_dir, **settings)

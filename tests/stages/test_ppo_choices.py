@@ -20,7 +20,7 @@ from bloomery.errors import UsageError
 from bloomery.models import hub
 from bloomery.rollout.batch import RolloutBatch
 from bloomery.stages import grpo, ppo
-from bloomery.stages.common import Compute, Optimiser
+from bloomery.stages.common import Optimiser, Training
 from bloomery.stages.grpo import Grpo
 from bloomery.stages.ppo import Ppo
 from bloomery.text.chat import Chat
@@ -48,7 +48,7 @@ def run(place: Path, model_dir: Path, tmp_path: Path) -> Run:
         settings = {
             **{"policy": model_dir, "reference": model_dir, "reward": place / "reward"},
             **{"prompts": (place / "prompts.jsonl",), "prompts_per_step": 4, "max_tokens": 4},
-            **{"steps": 3, "epochs": 1, "optimiser": FAST, "critic": FAST, "compute": tiny.COMPUTE},
+            **{"steps": 3, "epochs": 1, "optimiser": FAST, "critic": FAST, "compute": tiny.TRAINING},
         }
         ppo.run(Ppo.model_validate({**settings, **changed}), tmp_path / out)
         rows = tiny.lines(tmp_path / out / "metrics.jsonl")
@@ -192,7 +192,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes_with_all_of_it(run: Run,
     """The coefficient, the moments of the scores and the average go on from the checkpoint."""
     settings = {
         **{"steps": 5, "kl_target": 0.05, "normalise_scores": True, "whiten_rewards": True, "ema": 0.75},
-        "compute": Compute(threads=1, checkpoint_every=2),
+        "compute": Training(threads=1, checkpoint_every=2),
     }
     tiny.goes_on_to_the_same_bytes(partial(run, **settings), tmp_path, ppo, "improve", 4, resumed=2)
     rows = tiny.lines(tmp_path / "whole" / "metrics.jsonl")

@@ -131,7 +131,7 @@ def train(policy: Path, prompts: Path, out: Path, **changed: Any) -> list[dict[s
         "samples": 3,
         "max_tokens": 3,
         "optimiser": RATES,
-        "compute": tiny.COMPUTE,
+        "compute": tiny.TRAINING,
     }
     prefer_online.run(PreferOnline(policy=policy, prompts=(prompts,), **{**usual, **changed}), out)
     rows = tiny.lines(out / "metrics.jsonl")

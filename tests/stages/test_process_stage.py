@@ -320,12 +320,12 @@ def test_stages_are_rewarded_by_its_steps(
     if stage == "ppo":
         ppo.run(
             Ppo.model_validate(
-                {**given, "reference": model_dir, "reward": judge_dir, "steps": 1, "compute": tiny.COMPUTE}
+                {**given, "reference": model_dir, "reward": judge_dir, "steps": 1, "compute": tiny.TRAINING}
             ),
             out,
         )
     elif stage == "grpo":
-        grpo.run(Grpo.model_validate({**given, "samples": 2, "steps": 1, "compute": tiny.COMPUTE}), out)
+        grpo.run(Grpo.model_validate({**given, "samples": 2, "steps": 1, "compute": tiny.TRAINING}), out)
     else:
         best_of_n.run(BestOfN.model_validate({**given, "samples": 2, "threads": 1}), out)
     assert seen

@@ -207,7 +207,7 @@ def train(policy: Path, prompts: Path, out: Path, **changed: Any) -> list[dict[s
         "minibatches": 2,
         "max_tokens": 4,
         "optimiser": RATES,
-        "compute": tiny.COMPUTE,
+        "compute": tiny.TRAINING,
     }
     rejection.run(Rejection(policy=policy, prompts=(prompts,), **{**usual, **changed}), out)
     rows = tiny.lines(out / "metrics.jsonl")

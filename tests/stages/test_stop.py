@@ -14,7 +14,7 @@ from bloomery.errors import UsageError
 from bloomery.evals.overoptimisation import Verdict
 from bloomery.models import hub
 from bloomery.stages import grpo, ppo, prefer_online
-from bloomery.stages.common import Compute, Optimiser
+from bloomery.stages.common import Optimiser, Training
 from bloomery.stages.grpo import Grpo
 from bloomery.stages.ppo import Ppo
 from bloomery.stages.prefer_online import PreferOnline
@@ -46,7 +46,7 @@ def run(place: Path, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
         settings = {
             **{"policy": model_dir, "reference": model_dir, "reward": place / "reward"},
             **{"prompts": (place / "prompts.jsonl",), "prompts_per_step": 4, "max_tokens": 4},
-            **{"steps": 6, "epochs": 1, "optimiser": STEADY, "critic": STEADY, "compute": tiny.COMPUTE},
+            **{"steps": 6, "epochs": 1, "optimiser": STEADY, "critic": STEADY, "compute": tiny.TRAINING},
         }
         ppo.run(Ppo.model_validate({**settings, **changed}), tmp_path / name)
         return tmp_path / name
@@ -68,7 +68,7 @@ def test_what_is_watched_is_logged_and_teaches_nothing(
     settings |= {"prompts": (place / "prompts.jsonl",), "prompts_per_step": 4, "max_tokens": 4}
     rows = {}
     for name, watch in (("plain", []), ("watched", [other, WITNESS])):
-        recipe = kind.model_validate({**settings, "watch": watch, "compute": tiny.COMPUTE})
+        recipe = kind.model_validate({**settings, "watch": watch, "compute": tiny.TRAINING})
         stage.run(recipe, tmp_path / name)
         rows[name] = without_clocks(tmp_path / name)
     seen = [{k: v for k, v in row.items() if k.startswith("watch/")} for row in rows["watched"]]
@@ -133,7 +133,7 @@ def test_a_run_that_broke_off_stops_at_the_same_step_with_the_same_bytes(
 ) -> None:
     """Broken off after the best step: its weights come from the checkpoint."""
     told([0.0, 3.0, 1.0, 2.0, 2.0, 2.0])
-    how = {"watch": [WITNESS], "stop_rule": RULE, "compute": Compute(threads=1, checkpoint_every=1)}
+    how = {"watch": [WITNESS], "stop_rule": RULE, "compute": Training(threads=1, checkpoint_every=1)}
     whole = run("whole", **how)
     with monkeypatch.context() as patch:
         tiny.break_off(patch, ppo, "improve", call)

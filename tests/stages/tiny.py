@@ -20,11 +20,10 @@ from bloomery.data.shards import Corpus, write_shards
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.stages import common
-from bloomery.stages.common import Compute, Training
+from bloomery.stages.common import Training
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Annotator, Candidate, Document, Message, Policy, Ranking
 
-COMPUTE = Compute(threads=1, checkpoint_every=0)
 TRAINING = Training(threads=1, checkpoint_every=0)
 CLOCKS = ("timing/", "rollout/tok_per_sec", "eps")
 """Names of the metrics that measure time: no two runs agree on them."""

@@ -97,6 +97,7 @@ def run(recipe: Grpo, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
+        recipe.compute.prepare(actor)
         sampler = Ahead(recipe, actor, chat, run, recipe.samples)
         reference = frozen(recipe.reference or recipe.policy, recipe, actor) if recipe.kl_coef > 0 else None
         for line in without_effect(recipe):
@@ -119,7 +120,7 @@ def run(recipe: Grpo, out: Path) -> None:
             laps.end("training")
             leash.steer(recipe, run.state, metrics)
             metrics |= {"episode": float((step + 1) * len(rollouts)), "learning_rate": lr}
-            run.log(step, metrics | laps.rates(rollouts))
+            run.log(step, metrics | laps.rates(rollouts) | recipe.compute.timing())
         hub.save(actor, out, tokenizer_dir=recipe.policy)
         run.finish(data=[{"source": str(path)} for path in recipe.prompts])
 

@@ -27,7 +27,7 @@ class Leashed(Online):
     """Divergence of an answer, in nats, that `kl_coef` is steered towards from step to step."""
     target_kl: float | None = Field(0.05, gt=0)
     """Stop a step's passes when the policy has moved this far (nats a token) from where it sampled."""
-    sampler_tolerance: float = Field(1e-4, ge=0)
+    sampler_tolerance: float = Field(1e-5, ge=0)
     """Where sampler and trainer differ by more than this in a token's log-prob, the trainer's are used."""
 
     @property

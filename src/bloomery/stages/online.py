@@ -27,7 +27,7 @@ from bloomery.rewards.sources import Source, Tools, combined, reward_model
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
-from bloomery.stages.common import Compute, Context, Lora, Optimiser, read_all
+from bloomery.stages.common import Context, Lora, Optimiser, Training, read_all
 from bloomery.text.chat import Chat
 from bloomery.types import Prompt, Reward, Rollout
 from bloomery.world import Oracle, read_questions, read_world
@@ -88,7 +88,7 @@ class Online(Asking):
     rollout_device: str | None = None
     """With `one_step_off`: where answers are drawn, such as cuda:1; where it learns if not given."""
     optimiser: Optimiser = Optimiser(learning_rate=5e-5, schedule="constant", warmup=5, weight_decay=0.0)
-    compute: Compute = Compute()
+    compute: Training = Training()
 
     @model_validator(mode="after")
     def _elsewhere(self) -> Online:

@@ -113,6 +113,8 @@ def run(recipe: Ppo, out: Path) -> None:
         sampler = Ahead(recipe, actor, chat, run)
         reference = frozen(recipe.reference, recipe, actor)
         critic = hub.load_beside(recipe.reward, actor)
+        for model in (actor, critic):
+            recipe.compute.prepare(model)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
         optimizer, critic_optimizer = recipe.optimiser.over(actor), recipe.critic.over(critic)
         best = Best(recipe.stop_rule, learning, sampler.asked) if recipe.stop_rule else None
@@ -145,7 +147,7 @@ def run(recipe: Ppo, out: Path) -> None:
                 mean.update_parameters(learning)
             ended = float(sum(r.completion.finish_reason == "stop" for r in rollouts))
             metrics |= {"episode": float((step + 1) * len(rollouts)), "lr": lr, "val/num_eos_tokens": ended}
-            run.log(step, metrics | laps.rates(rollouts))
+            run.log(step, metrics | laps.rates(rollouts) | recipe.compute.timing())
             if ends:
                 break
         if best is not None:

@@ -30,7 +30,7 @@ from bloomery.recipe import InputPath
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.stages.ahead import Ahead
 from bloomery.stages.best_of_n import usable
-from bloomery.stages.common import Compute, Context, Optimiser, Replay, tune
+from bloomery.stages.common import Context, Optimiser, Replay, Training, tune
 from bloomery.stages.online import Online, average, frozen, minibatches, reader
 from bloomery.stages.prefer_online import example
 from bloomery.stages.sft import backward
@@ -70,7 +70,7 @@ class Rejection(Online):
     minibatches: int = Field(8, ge=1)
     """Optimizer steps of a pass."""
     optimiser: Optimiser = Optimiser(learning_rate=1e-4, schedule="constant", warmup=5, weight_decay=0.0)
-    compute: Compute = Compute(checkpoint_every=1)
+    compute: Training = Training(checkpoint_every=1)
 
     @model_validator(mode="after")
     def _usable(self) -> Rejection:
@@ -104,6 +104,7 @@ def run(recipe: Rejection, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
+        recipe.compute.prepare(actor)
         sampler = Ahead(recipe, actor, chat, run, recipe.samples)
         reference = frozen(recipe.reference or recipe.policy, recipe, actor)
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
@@ -124,7 +125,7 @@ def run(recipe: Rejection, out: Path) -> None:
             metrics |= sampler.beside(step, partial(improve, recipe, step, shown, learner))
             laps.end("training")
             metrics["episode"] = float((step + 1) * len(rollouts))
-            run.log(step, metrics | laps.rates(rollouts))
+            run.log(step, metrics | laps.rates(rollouts) | recipe.compute.timing())
         hub.save(actor, out, tokenizer_dir=recipe.policy)
         run.finish(data=[{"source": str(path)} for path in recipe.prompts])
 
