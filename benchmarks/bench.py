@@ -232,6 +232,7 @@ def commands(case: Case, size: str, threads: int, compiled: bool) -> list[list[s
         "size": size,
         "precision": case.precision,
         "compile": compiled,
+        "peer_compiled": case.compiled,
         "threads": threads,
         "material": str((OUT / "material" / size).absolute()),
         "scratch": str((OUT / "scratch").absolute()),
@@ -282,6 +283,8 @@ def measure(works: Sequence[str], sizes: Sequence[str], arguments: argparse.Name
     for size in sizes:
         helper("material", size, arguments.threads)
         for case in cases(works, size, arguments.precision):
+            if case.compiled and not arguments.compile:
+                continue
             name = f"{case.work} {size} {case.precision} against {case.peer}"
             try:
                 row = run(case, size, arguments)

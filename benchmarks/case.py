@@ -12,7 +12,7 @@ from typing import Any
 
 WORKS = ("help", "pretrain", "pretrain_fp32", "rollout", "sft", "reward", "reward_k6", "dpo", "grpo", "ppo")
 # Works whose stage can compile its layers.
-COMPILED = ("pretrain", "pretrain_fp32", "sft", "reward", "reward_k6", "dpo")
+COMPILED = ("pretrain", "pretrain_fp32", "sft", "reward", "reward_k6", "dpo", "grpo", "ppo")
 PAIRS_OF_SIX = 15
 
 
@@ -70,6 +70,8 @@ class Case:
     python: str = ""
     checkout: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+    """Theirs is compiled too: a row that is measured only where ours is."""
 
 
 def steps_agree(name: str, tolerance: float, steps: int) -> Callable[[Side, Side], str]:

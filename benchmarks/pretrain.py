@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ def cases(shape: Shape, precision: str | None) -> list[Case]:
     steps = 12 if shape.width <= 256 else 4
     found = list[Case]()
     for work, kind, apart in (("pretrain", "bf16", 0.03), ("pretrain_fp32", "fp32", 0.002)):
+        plain = Case(
+            *(work, "nanoGPT", "tok/s", steps, "ours", "nanogpt", learns_alike, kind), checkout="nanoGPT"
+        )
         found += [
             Case(work, "transformers", "tok/s", steps, "ours", "transformers", agree(apart), kind),
-            Case(work, "nanoGPT", "tok/s", steps, "ours", "nanogpt", learns_alike, kind, checkout="nanoGPT"),
+            plain,
+            replace(plain, peer="nanoGPT, compiled", compiled=True),
         ]
     return found
 
@@ -101,7 +106,7 @@ def transformers(pace: Any, settings: dict[str, Any]) -> None:
 
 
 def nanogpt(pace: Any, settings: dict[str, Any]) -> None:
-    """Its model and its optimizer, stepped as its train.py does, without compilation."""
+    """Its model and its optimizer, stepped as its train.py does; compiled where the row says so."""
     sys.path.insert(0, settings["checkout"])
     import torch
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
@@ -123,8 +128,10 @@ def nanogpt(pace: Any, settings: dict[str, Any]) -> None:
     model.train()
     optimizer = model.configure_optimizers(DECAY, RATE, (0.9, 0.95), "cpu")
 
+    called = torch.compile(model) if settings["peer_compiled"] else model
+
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = model(rows[:, :-1], rows[:, 1:].contiguous())[1]
+        loss: torch.Tensor = called(rows[:, :-1], rows[:, 1:].contiguous())[1]
         return loss
 
     train(pace, settings, loss_of, model, optimizer)

@@ -11,21 +11,26 @@ from case import WORKS
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: medians with the lowest and highest round, the ratio, equality, peaks of memory."""
     lines = [
-        "| work | size | precision | peer | unit | ours | theirs | ratio | equal | MB ours / theirs |",
-        "|---|---|---|---|---|---:|---:|---:|---|---:|",
+        "| work | size | precision | peer | unit | ours | theirs | ratio | equal | MB ours / theirs | load |",
+        "|---|---|---|---|---|---:|---:|---:|---|---:|---:|",
     ]
     for r in rows:
         lines.append(
             f"| {r['work']} | {r['size']} | {arithmetic(r)} | {r['peer']} | {r['unit']} "
             f"| {spread(r['ours'], r['ours_rounds'])} | {spread(r['theirs'], r['theirs_rounds'])} "
             f"| {r['ratio']:.2f} | {'yes' if r['equal'] else 'NO: ' + r['why']} "
-            f"| {r['ours_peak_mb']:,.0f} / {r['theirs_peak_mb']:,.0f} |"
+            f"| {r['ours_peak_mb']:,.0f} / {r['theirs_peak_mb']:,.0f} | {load(r)} |"
         )
     return "\n".join(lines)
 
 
 def arithmetic(row: Mapping[str, Any]) -> str:
     return f"{row['precision']}, compiled" if row.get("compiled") else str(row["precision"])
+
+
+def load(row: Mapping[str, Any]) -> str:
+    """Of the machine, before and after."""
+    return " / ".join(f"{row[name]:.1f}" for name in ("load_before", "load_after") if name in row)
 
 
 def spread(middle: float, rounds: Sequence[float]) -> str:
