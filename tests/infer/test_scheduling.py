@@ -8,9 +8,11 @@ import random
 import sys
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from recorder import recorded
 
 from bloomery.errors import UsageError
 from bloomery.infer import Engine, Sequence
@@ -80,9 +82,12 @@ class Counted:
         {"chunk": 5},
         {"cache_tokens": 60},
         {"cache_tokens": 130, "chunk": 3, "max_batch": 7},
+        {"record": recorded},
+        {"record": recorded, "chunk": 2, "max_batch": 11},
+        {"record": recorded, "cache_tokens": 130, "chunk": 3, "max_batch": 7},
     ],
 )
-def test_no_setting_changes_a_completion(model: Llama, settings: dict[str, int]) -> None:
+def test_no_setting_changes_a_completion(model: Llama, settings: dict[str, Any]) -> None:
     """Short and long prompts, several of them equal, more than fit: refill, moves, swaps, followers."""
     asked = prompts(1, 30, 2, 17, 9, 30, 5, 1, 24, 3) * 3
     params = sampled(len(asked))
@@ -337,9 +342,11 @@ def poisoned(model: Llama) -> Llama:
 
 
 @pytest.mark.parametrize("bad", [[STOP], [30, STOP], [STOP, *[30] * 12], [*[30] * 12, STOP, 31]])
-@pytest.mark.parametrize("settings", [{}, {"max_batch": 2}, {"chunk": 5}, {"max_batch": 3, "chunk": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_batch": 2}, {"chunk": 5}, {"max_batch": 3, "chunk": 2}, {"record": recorded}]
+)
 def test_a_request_without_logits_ends_alone_and_leaves_nothing_in_its_place(
-    model, bad: list[int], settings: dict[str, int]
+    model, bad: list[int], settings: dict[str, Any]
 ) -> None:
     """NaN that stayed in the cache would reach whoever has the row next, through places that are masked."""
     sick = poisoned(model)
@@ -479,3 +486,29 @@ def test_memory_does_not_grow_over_ten_thousand_requests() -> None:
     assert later_blocks - blocks < 1000, "8,500 requests and not an object for each"
     made.release()
     assert scheduler.cache is None
+
+
+def test_a_step_is_recorded_once_for_each_number_of_rows_and_place_of_the_cache(model: Llama) -> None:
+    made, count = [], 0
+
+    def counted(work):
+        nonlocal count
+        count += 1
+        return recorded(work)
+
+    one = engine(model, stop_id=-1, record=counted)
+    params = [SamplingParams(max_tokens=n) for n in (12, 12, 9, 9, 9, 4, 4, 4, 4)]
+    made = one(prompts(*[5] * 9), params)
+    assert [len(c.tokens) for c in made] == [p.max_tokens for p in params]
+    assert count == 3  # nine rows in all, then 8 for five of them, and 2; the cache has none beyond nine
+    one(prompts(*[5] * 9), params)
+    assert count == 6, "weights and cache are others in the next call"
+
+
+def test_what_follows_the_rows_that_run_is_left_as_it_was(model: Llama) -> None:
+    """A long prompt is read piece by piece in the rows that a recording takes along."""
+    asked = prompts(2, 2, 2, 40, 39)
+    params = [SamplingParams(max_tokens=n) for n in (30, 20, 10, 4, 4)]
+    usual = engine(model, stop_id=-1, chunk=3)(asked, params)
+    again = engine(model, stop_id=-1, chunk=3, record=recorded)(asked, params)
+    assert [c.tokens for c in again] == [c.tokens for c in usual]

@@ -138,9 +138,30 @@ MODELS = (
     Mutation(
         "engine-keeps-old-weights",
         "infer/engine.py",
-        "            self._packed = None\n\n    def _weights",
-        "            pass\n\n    def _weights",
+        "            self._packed = self._steps = None\n\n    def _weights",
+        "            self._steps = None\n\n    def _weights",
         ("models/test_packed.py",),
+    ),
+    Mutation(
+        "recording-of-the-lengths-before",
+        "infer/capture.py",
+        "        self.lengths.copy_(lengths)\n",
+        "",
+        ("infer/test_scheduling.py",),
+    ),
+    Mutation(
+        "recording-of-a-cache-that-has-moved",
+        "infer/capture.py",
+        "if place != self.place:",
+        "if not self.place:",
+        ("infer/test_scheduling.py",),
+    ),
+    Mutation(
+        "recording-writes-over-the-rows-that-read",
+        "infer/scheduler.py",
+        "lengths = [seq.cached for seq in self.rows[start:stop]]\n        lengths += [0]",
+        "lengths = [seq.cached for seq in self.rows[start : self.running]] or [0]\n        lengths += [0]",
+        ("infer/test_scheduling.py",),
     ),
     Mutation(
         "settings-of-the-row-before",

@@ -3,10 +3,15 @@ against sha256 as another program computes it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import tiny
 import torch
 from torch import nn
 
+from bloomery.infer.capture import cuda_graph
+from bloomery.infer.engine import Engine
 from bloomery.stages.common import Compute, Optimiser, is_held_out
 from bloomery.train import precision
 from bloomery.train.optim import Muon
@@ -44,11 +49,15 @@ def test_the_rate_of_every_step(settings: dict[str, float], rates: list[float]) 
         assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 2
 
 
-def test_answers_are_sampled_in_the_precision_of_training_on_a_gpu_only(monkeypatch) -> None:
-    fp32, bf16 = Compute(), Compute(precision="bf16")
-    assert (fp32.sampled_in(), bf16.sampled_in()) == (None, None) or torch.cuda.is_available()
-    monkeypatch.setattr(precision, "device", lambda: torch.device("cuda"))
-    assert (fp32.sampled_in(), bf16.sampled_in()) == (None, torch.bfloat16)
+def test_answers_are_drawn_in_the_precision_of_training_and_by_graphs_on_a_gpu_only(monkeypatch) -> None:
+    def engine(**settings: Any) -> Engine:
+        return Compute(**settings).engine(tiny.language_model(8, 0), stop_id=0, pad_id=1)
+
+    for kind, products in (("fp32", None), ("bf16", torch.bfloat16)):
+        assert engine(precision=kind).products == products
+    for device, record in (("cpu", None), ("cuda", cuda_graph)):
+        monkeypatch.setattr(precision, "device", lambda name=device: torch.device(name))
+        assert (engine().record, engine(graphs=True).record) == (None, record)
 
 
 def test_what_is_held_out_is_the_same_in_every_process() -> None:

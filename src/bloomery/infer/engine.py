@@ -14,6 +14,7 @@ import torch
 
 from bloomery.errors import UsageError
 from bloomery.infer import memory
+from bloomery.infer.capture import Record, Steps, rounded
 from bloomery.infer.sampling import Draw, NothingToDraw, check, sample
 from bloomery.infer.scheduler import Scheduler, Sequence
 from bloomery.models import KVCache, Llama
@@ -39,7 +40,8 @@ class Engine:
 
     With `products` matrix products and the cache have that precision, as in a forward under autocast to it:
     give what training has where products of it are fast. Else they have that of the weights, whatever
-    autocast is on.
+    autocast is on. With `record` (`capture.cuda_graph` on a GPU) decoding is recorded and replayed, a few
+    rows more than run, in a cache as long as the longest request: the same completions.
 
     A request's uniform draws depend on its seed and step only. Its logits depend on its batch mates through
     the rounding of matrix products (about 1e-6 in float32), so a draw that falls within that distance of a
@@ -57,6 +59,7 @@ class Engine:
         chunk: int = 512,
         decode: Callable[[list[int]], str] | None = None,
         products: torch.dtype | None = None,
+        record: Record | None = None,
     ) -> None:
         context = model.config.max_position_embeddings
         most = max_batch * context if cache_tokens is None else cache_tokens
@@ -64,10 +67,11 @@ class Engine:
             if value < 1:
                 raise UsageError(f"{name} must be at least 1", got=value)
         self.model, self.stop_id, self.pad_id = model, stop_id, pad_id
-        self.chunk, self.decode, self.products = chunk, decode, products
+        self.chunk, self.decode, self.products, self.record = chunk, decode, products, record
         self._measured = cache_tokens is None
-        self._scheduler = Scheduler(max_batch, most, self._new_cache)
+        self._scheduler = Scheduler(max_batch, most, self._new_cache, still=record is not None)
         self._packed: Llama | None = None
+        self._steps: Steps | None = None
         self._draw: tuple[int, Draw] | None = None
 
     def __call__(self, prompts: Seq[Seq[int]], params: Seq[SamplingParams]) -> list[Completion]:
@@ -138,7 +142,9 @@ class Engine:
         and no other is touched."""
         scheduler = self._scheduler
         scheduler.admit()
-        with torch.autocast(self._device.type, dtype=self.products, enabled=self.products is not None):
+        on = self.products is not None
+        # A cast that torch keeps would be gone when a recording that reads it is replayed.
+        with torch.autocast(self._device.type, dtype=self.products, enabled=on, cache_enabled=False):
             failed = self._read()
             scheduler.follow()
             running = scheduler.rows[: scheduler.running]
@@ -152,7 +158,7 @@ class Engine:
     def release(self) -> None:
         """Give back the cache and the packed weights, unless requests are in flight."""
         if self._scheduler.idle:
-            self._scheduler.cache = self._packed = self._draw = None
+            self._scheduler.cache = self._packed = self._steps = self._draw = None
 
     def _read(self) -> list[Sequence]:
         """Read up to a chunk of the prompts of the first rows that wait for it; returns those that cannot be
@@ -184,12 +190,11 @@ class Engine:
 
     def _decode(self, running: list[Sequence]) -> None:
         """One more token for every running row."""
-        scheduler, model = self._scheduler, self._weights()
+        scheduler = self._scheduler
         if self._draw is None or self._draw[0] != scheduler.changes:
             self._draw = scheduler.changes, Draw.of([seq.params for seq in running], self._device)
-        newest = torch.tensor([[seq.last] for seq in running], device=self._device)
         steps = torch.tensor([len(seq.tokens) for seq in running], device=self._device)
-        logits = model.logits(model(newest, cache=scheduler.view(0, len(running), 1))[:, -1])
+        logits = self._logits(running)
         try:
             drawn = sample(logits, self._draw[1], steps)
         except NothingToDraw as error:
@@ -207,6 +212,21 @@ class Engine:
             seq.logprobs.append(logprob)
             seq.full_logprobs.append(full)
             seq.finish_reason = self._reason(seq, token)
+
+    def _logits(self, running: list[Sequence]) -> torch.Tensor:
+        """Those of the next token of every running row [R, V]. A recording takes rows beyond them along: what
+        it writes there, after the tokens they hold, is written over by what comes next."""
+        scheduler, model, rows = self._scheduler, self._weights(), len(running)
+        newest = [[seq.last] for seq in running]
+        if self.record is None or scheduler.cache is None:
+            view = scheduler.view(0, rows, 1)
+            return model.logits(model(torch.tensor(newest, device=self._device), cache=view)[:, -1])
+        if self._steps is None:
+            self._steps = Steps(model, self.record)
+        more = min(rounded(rows), scheduler.cache.batch)
+        newest += [[self.pad_id]] * (more - rows)
+        view = scheduler.view(0, more, 1)
+        return self._steps(torch.tensor(newest, device=self._device), view)[:rows]
 
     def _reason(self, seq: Sequence, token: int) -> FinishReason | None:
         """Whether the token just drawn was the last."""
@@ -234,7 +254,7 @@ class Engine:
                 tokens += 0 if cache is None else cache.batch * cache.max_len
                 context = config.max_position_embeddings
                 self._scheduler.budget = memory.budget(tokens, context, self._scheduler.max_batch * context)
-            self._packed = None
+            self._packed = self._steps = None
 
     def _weights(self) -> Llama:
         """The model laid out for decoding."""

@@ -61,11 +61,14 @@ class Scheduler:
     """First come, first served. A request is admitted when a row is free and the cache, all rows as long as
     the longest admitted request may become, stays within `budget` tokens; until then it waits.
 
-    `new_cache(rows, tokens)` allocates. `changes` counts how often the running rows became others.
+    `new_cache(rows, tokens)` allocates; `still`, as long as the longest request at once, so that it moves
+    seldom. `changes` counts how often the running rows became others.
     """
 
-    def __init__(self, max_batch: int, budget: int, new_cache: Callable[[int, int], KVCache]) -> None:
-        self.max_batch, self.budget, self.new_cache = max_batch, budget, new_cache
+    def __init__(
+        self, max_batch: int, budget: int, new_cache: Callable[[int, int], KVCache], still: bool = False
+    ) -> None:
+        self.max_batch, self.budget, self.new_cache, self.still = max_batch, budget, new_cache, still
         self.waiting: deque[Sequence] = deque()
         self.following: list[Sequence] = []
         self.rows: list[Sequence] = []
@@ -151,8 +154,9 @@ class Scheduler:
         self.rows.pop()
 
     def view(self, start: int, stop: int, num: int) -> KVCache:
-        """The cache of rows start to stop, with room for `num` more tokens in each."""
+        """The cache of rows start to stop, with room for `num` more tokens in each. Rows may be free."""
         lengths = [seq.cached for seq in self.rows[start:stop]]
+        lengths += [0] * (stop - start - len(lengths))
         part = self._fit(len(self.rows), max(lengths) + num).share(start, stop)
         part.trim(torch.tensor(lengths))
         return part
@@ -173,10 +177,16 @@ class Scheduler:
         it. Rows for everybody admitted at once; later by doubling."""
         rows = max(rows, len(self.rows) + len(self.following))
         tokens = max(tokens, *(seq.cached for seq in self.rows))
-        cache = self.cache
-        if cache is not None and rows <= cache.batch and tokens <= cache.max_len <= 2 * tokens + PIECE:
+        cache, most = self.cache, 2 * tokens + PIECE
+        if (
+            cache is not None
+            and rows <= cache.batch
+            and tokens <= cache.max_len
+            and (self.still or cache.max_len <= most)
+        ):
             return cache
-        tokens = max(tokens, min(self.longest, -(-(tokens + PIECE // 2) // PIECE) * PIECE))
+        rounded = -(-(tokens + PIECE // 2) // PIECE) * PIECE
+        tokens = max(tokens, self.longest if self.still else min(self.longest, rounded))
         if cache is None:
             self.cache = cache = self.new_cache(rows, tokens)
             return cache

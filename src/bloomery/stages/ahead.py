@@ -39,7 +39,7 @@ class Ahead(Sampler):
 
     def __init__(self, recipe: Online, actor: Llama, chat: Chat, run: Run, samples: int = 1) -> None:
         """`samples` answers are drawn to each prompt."""
-        super().__init__(recipe, actor, chat, run.line, products=recipe.compute.sampled_in())
+        super().__init__(recipe, actor, chat, run.line, compute=recipe.compute)
         self.run, self.samples, self.last = run, samples, recipe.steps - 1
         self.learning = self.asked = learning(actor)
         self.policy, self.kept = actor, dict[str, nn.Module]()

@@ -15,6 +15,8 @@ from bloomery.data.batches import TokenBatch, pack_documents
 from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow
 from bloomery.errors import DataError, UsageError
+from bloomery.infer.capture import cuda_graph
+from bloomery.infer.engine import Engine
 from bloomery.models import lora as adapters
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.models.partial import train_only
@@ -78,16 +80,18 @@ class Compute(Section):
     """CPU threads; all cores when not given."""
     checkpoint_every: int = Field(200, ge=0)
     """Steps between checkpoints; 0 writes one only when asked to stop."""
+    graphs: bool = False
+    """On a GPU, draw answers by recorded CUDA graphs: the same answers, sooner."""
 
     def setup(self) -> tuple[Context, torch.device]:
         """Prepare this process; returns the context for forward passes, and the device."""
         return precision.setup(self.precision, self.threads), precision.device()
 
-    def sampled_in(self) -> torch.dtype | None:
-        """The precision of the products by which answers are drawn, for `Engine`: the stage's own on a GPU,
-        on a CPU that of the weights (None)."""
-        on_gpu = precision.device().type == "cuda"
-        return torch.bfloat16 if self.precision == "bf16" and on_gpu else None
+    def engine(self, model: Llama, *, stop_id: int, pad_id: int) -> Engine:
+        """What draws a model's answers: in the precision of the stage's own products."""
+        products = torch.bfloat16 if self.precision == "bf16" else None
+        record = cuda_graph if self.graphs and precision.device().type == "cuda" else None
+        return Engine(model, stop_id=stop_id, pad_id=pad_id, products=products, record=record)
 
 
 class Training(Compute):

@@ -18,7 +18,6 @@ from bloomery.data.convert import write
 from bloomery.evals.ask import ask
 from bloomery.feedback import agreement, reliability
 from bloomery.feedback.store import Item, Store
-from bloomery.infer.engine import Engine
 from bloomery.lineage import digest_path
 from bloomery.models import hub
 from bloomery.recipe import InputPath, Section
@@ -108,8 +107,7 @@ def answer(
         chat = Chat(Tokenizer.load(arm.model))
         model = hub.load(arm.model).to(device)
         stop = chat.tokenizer.end_id if arm.chat else chat.tokenizer.doc_id
-        pad, products = chat.tokenizer.pad_id, recipe.compute.sampled_in()
-        engine = Engine(model, stop_id=stop, pad_id=pad, products=products)
+        engine = recipe.compute.engine(model, stop_id=stop, pad_id=chat.tokenizer.pad_id)
         policy = Policy(id=arm.name, digest=digest_path(arm.model))
         for draw in range(arm.samples):
             seed = derive(recipe.seed, arm.name, draw)

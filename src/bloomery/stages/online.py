@@ -16,7 +16,6 @@ from torch import Tensor
 from bloomery.data.loader import batch_indices
 from bloomery.data.sources import OnBadRow, read_prompts
 from bloomery.errors import UsageError
-from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.models.lora import Bare
@@ -27,7 +26,7 @@ from bloomery.rewards.sources import Source, Tools, combined, reward_model
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
-from bloomery.stages.common import Context, Lora, Optimiser, Training, read_all
+from bloomery.stages.common import Compute, Context, Lora, Optimiser, Training, read_all
 from bloomery.text.chat import Chat
 from bloomery.types import Prompt, Reward, Rollout
 from bloomery.world import Oracle, read_questions, read_world
@@ -107,9 +106,9 @@ class Sampler:
         chat: Chat,
         say: Callable[[str], None],
         prompts: list[Prompt] | None = None,
-        products: torch.dtype | None = None,
+        compute: Compute | None = None,
     ) -> None:
-        """`prompts` are those of the recipe, if not given; `products` as of `Engine`."""
+        """`prompts` are those of the recipe, if not given; `compute` says how answers are drawn."""
         tools = Tools(chat, next(actor.parameters()).device, actor)
         parts = []
         if recipe.reward is not None:
@@ -121,7 +120,7 @@ class Sampler:
         self.prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, say)
         self.gold = gold_grades(recipe.world)
         stop, pad = chat.tokenizer.end_id, chat.tokenizer.pad_id
-        self.engine = Engine(actor, stop_id=stop, pad_id=pad, products=products)
+        self.engine = (compute or Compute()).engine(actor, stop_id=stop, pad_id=pad)
         self.recipe, self.chat = recipe, chat
 
     def ask(self, step: int, samples: int = 1) -> list[Rollout]:

@@ -42,7 +42,7 @@ class Measure:
 GRADED = Measure(
     "graded_reward",
     "Graded reward",
-    "Mean grade of sampled answers: right +1, abstained 0, wrong −2",
+    "Mean grade of sampled answers: right +1, abstained 0, wrong −2, or as world.grades says",
     1,
     False,
 )
