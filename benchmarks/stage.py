@@ -56,4 +56,4 @@ def compute(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def optimiser(**changes: Any) -> dict[str, Any]:
     """A constant learning rate and nothing else that a peer would have to imitate."""
-    return {"schedule": "constant", "warmup": 0, "weight_decay": 0.0, **changes}
+    return {"kind": "adamw", "schedule": "constant", "warmup": 0, "weight_decay": 0.0, **changes}
