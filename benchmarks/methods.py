@@ -44,25 +44,27 @@ BEST_OF = 16
 ABOUT = """Rates and "graded greedy" are of greedy answers; those of the rows "best of n" are of sampled
 ones, for its answers are chosen among samples. Its bits per byte are the SFT model's, whose weights it leaves
 alone. The base model has no KL: it is asked by continuation, not in a chat, so its answers follow other
-prompts. Minutes are of training (of best-of-n: of answering), all sittings together; ± is half of Student's
-95 % interval of the mean over seeds, in brackets stands the seeds' range."""
+prompts. "Gain" is the grade of sampled answers beyond the same seed's SFT model, ± half of Student's 95 %
+interval of the mean over seeds. Minutes are of training (of best-of-n: of answering), all sittings together.
+Means over seeds, in brackets the lowest and the highest; rates in per cent."""
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom; beyond the last it is less."""
 STYLE = (
     "text{font:11.5px sans-serif;fill:#6a635a}text.name{fill:#1f1b16;font-weight:600}line{stroke:#e7e2da}"
     "circle{fill:#0068a8}circle.seed{fill-opacity:.35}"
 )
-COLUMNS = (
-    ("graded", "graded"),
-    ("greedy", "graded greedy"),
-    ("kl", "KL"),
-    ("fabrication_rate", "made up"),
-    ("known_accuracy", "known"),
-    ("refuse_harmful_rate", "refuses harmful"),
-    ("refuse_harmless_rate", "refuses harmless"),
-    ("bpb", "bits/byte"),
-    ("minutes", "minutes"),
-)
+# key -> title, how a number is written, and what it is multiplied by
+COLUMNS = {
+    "graded": ("graded", "+.3f", 1),
+    "greedy": ("graded greedy", "+.3f", 1),
+    "kl": ("KL", ".2f", 1),
+    "fabrication_rate": ("made up", ".1f", 100),
+    "known_accuracy": ("known", ".1f", 100),
+    "refuse_harmful_rate": ("refuses harmful", ".1f", 100),
+    "refuse_harmless_rate": ("refuses harmless", ".1f", 100),
+    "bpb": ("bits/byte", ".3f", 1),
+    "minutes": ("minutes", ".1f", 1),
+}
 
 
 def main() -> None:
@@ -84,12 +86,14 @@ def main() -> None:
             if row := trained(journey, out, name, METHODS[name], arguments.table):
                 rows.setdefault(name, []).append(row)
     (arguments.out / "methods.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (arguments.out / "frontier.svg").write_text(frontier(rows))
+    (arguments.out / "frontier.svg").write_text(frontier(gains(rows), "gain", "grade beyond the SFT model’s"))
     print(where())
-    print("\n| | " + " | ".join(title for _, title in COLUMNS) + " | seeds |")
-    print("|---|" + "---:|" * (len(COLUMNS) + 1))
+    print("\n| | gain | " + " | ".join(title for title, _, _ in COLUMNS.values()) + " | seeds |")
+    print("|---|" + "---:|" * (len(COLUMNS) + 2))
     for name, found in rows.items():
-        cells = [spread([row[key] for row in found if key in row]) for key, _ in COLUMNS]
+        cells = [gain(name, rows)]
+        for key, (_, form, times) in COLUMNS.items():
+            cells.append(spread([times * row[key] for row in found if key in row], form))
         print(f"| {name} | " + " | ".join(cells) + f" | {len(found)} |")
     print(f"\n{ABOUT}")
 
@@ -107,7 +111,7 @@ def best_of(journey: Path, out: Path, rows: dict[str, list[dict[str, float]]], t
         if entry["n"] in (4, BEST_OF):
             found = {"graded": entry["graded_reward"]["mean"], "kl": entry["kl"], "minutes": seconds / 60}
             found["bpb"] = bpb
-            found |= {key: entry[key]["mean"] for key, _ in COLUMNS if isinstance(entry.get(key), dict)}
+            found |= {key: entry[key]["mean"] for key in COLUMNS if isinstance(entry.get(key), dict)}
             rows.setdefault(f"best of {entry['n']}", []).append(found)
 
 
@@ -169,7 +173,7 @@ def make(command: str, recipe: dict[str, Any], out: Path, table: bool) -> float 
 def of_evaluation(directory: Path, seconds: float) -> dict[str, float]:
     """The columns of one evaluated model; rates are of greedy answers."""
     tree = json.loads((directory / "evaluation.json").read_text())
-    rates = {key: tree["greedy"][key]["mean"] for key, _ in COLUMNS if key in tree["greedy"]}
+    rates = {key: tree["greedy"][key]["mean"] for key in COLUMNS if key in tree["greedy"]}
     kl = {"kl": tree["kl"]["mean"]} if tree["kl"] and tree["kl"]["mean"] is not None else {}
     return {
         "graded": tree["sampled"]["graded_reward"]["mean"],
@@ -181,14 +185,39 @@ def of_evaluation(directory: Path, seconds: float) -> dict[str, float]:
     }
 
 
-def spread(values: Sequence[float]) -> str:
-    """The mean of the seeds; with half of its 95 % interval from three on, and their range from two on."""
-    num = len(values)
-    if not num:
+def gain(name: str, rows: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """What a method adds to the grade of each seed's SFT model, where every seed has both."""
+    if name in ("base", "sft") or len(rows[name]) != len(rows["sft"]):
         return ""
-    half = STUDENT[min(num - 2, len(STUDENT) - 1)] * stdev(values) / num**0.5 if num > 2 else None
-    beside = "" if half is None else f" ± {half:.3f}"
-    return f"{mean(values):.3f}{beside}" + (f" ({min(values):.2f} to {max(values):.2f})" if num > 1 else "")
+    more = [row["gain"] for row in gains(rows)[name]]
+    beside = f" ± {half(more):.3f}" if len(more) > 2 else ""
+    return f"{mean(more):+.3f}{beside}"
+
+
+def gains(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[dict[str, float]]]:
+    """The rows of all methods that every seed has, with `gain`: the grade beyond that seed's SFT model."""
+    return {
+        name: [
+            {**row, "gain": row["graded"] - sft["graded"]}
+            for row, sft in zip(found, rows["sft"], strict=True)
+        ]
+        for name, found in rows.items()
+        if len(found) == len(rows["sft"])
+    }
+
+
+def half(values: Sequence[float]) -> float:
+    """Of the 95 % interval of a mean, by Student's t."""
+    num = len(values)
+    return STUDENT[min(num - 2, len(STUDENT) - 1)] * stdev(values) / num**0.5
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The mean of the seeds, and from two on the lowest and the highest."""
+    if not values:
+        return ""
+    lowest, highest = format(min(values), form), format(max(values), form)
+    return format(mean(values), form) + (f" ({lowest} to {highest})" if len(values) > 1 else "")
 
 
 def frontier(
@@ -221,13 +250,21 @@ def frontier(
         body.append(f'<text x="{place(tick, 0)[0]:.1f}" y="350" text-anchor="middle">{tick:g}</text>')
     body.append('<text x="340" y="378" text-anchor="middle">square root of the KL to SFT (nats)</text>')
     body.append(f'<text x="60" y="18">{title}</text>')
-    for name, found in points.items():
+    middles = {
+        name: place(mean(x for x, _ in found), mean(y for _, y in found)) for name, found in points.items()
+    }
+    taken = list[tuple[float, float, float]]()
+    for name, (x, y) in sorted(middles.items(), key=lambda item: item[1][1]):
         body += [
-            f'<circle class="seed" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in (place(*p) for p in found)
+            f'<circle class="seed" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>'
+            for a, b in (place(*p) for p in points[name])
         ]
-        x, y = place(mean(x for x, _ in found), mean(y for _, y in found))
         body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
-        body.append(f'<text class="name" x="{x + 8:.1f}" y="{y + 4:.1f}">{name}</text>')
+        line, end = y + 4, x + 8 * len(name)
+        while any(abs(line - other) < 12 and x < last and first < end for first, last, other in taken):
+            line += 2  # no name is written over another
+        taken.append((x, end, line))
+        body.append(f'<text class="name" x="{x + 8:.1f}" y="{line:.1f}">{name}</text>')
     return "\n".join([*body, "</svg>", ""])
 
 

@@ -34,12 +34,6 @@ AXES: Mapping[str, tuple[str, str, Sequence[int]]] = {
 }
 STEPS = {"pretrain": 4, "reward": 4, "rollout": 1, "vocabulary": 2}
 PRECISION = {"pretrain": "bf16", "reward": "bf16", "rollout": "fp32", "vocabulary": "bf16"}
-# The plots stand alone, so what the report's style sheet says of lines is said again, with fixed colours.
-STYLE = (
-    "<style>text{font:11.5px sans-serif;fill:#6a635a}line.rule{stroke:#e7e2da}line.axis{stroke:#a39b90}"
-    ".curve{fill:none;stroke:#0068a8;stroke-width:2}.dot{fill:#0068a8}.whisker{stroke:#0068a8}"
-    ".hover rect{fill:transparent}.hover .guide,.hover .dot{visibility:hidden}</style>"
-)
 
 
 def pretrain(pace: Any, settings: dict[str, Any]) -> None:
@@ -157,15 +151,15 @@ def point(axis: str, x: int, arguments: argparse.Namespace) -> tuple[list[float]
 
 def plot(axis: str, found: Mapping[int, Sequence[float]]) -> str:
     """A standalone SVG: medians, with the lowest and highest round as whiskers."""
-    from bloomery.report.plots import Series, line_plot
+    from pictures import Panel, picture
+
+    from bloomery.report.plots import Series
 
     work, unit, _ = AXES[axis]
     rates = list(found.values())
     medians, lowest, highest = ([f(r) for r in rates] for f in (median, min, max))
     series = Series(unit, list(found), medians, "s1", "points", lowest, highest)
-    html = str(line_plot([series], x_label=f"{axis} ({work}, {unit})", zero=True))
-    opening, _, body = html[html.index("<svg") :].partition(">")
-    return opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1) + ">" + STYLE + body + "\n"
+    return picture(Panel(f"{work}, {unit}", axis, [series], zero=True))
 
 
 def main() -> int:

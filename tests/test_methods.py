@@ -55,13 +55,20 @@ def test_all_that_sample_draw_as_many_answers(methods: ModuleType) -> None:
 
 
 def test_cells_by_hand(methods: ModuleType) -> None:
-    assert methods.spread([]) == ""
-    assert methods.spread([0.5]) == "0.500"
-    assert methods.spread([1.0, 3.0]) == "2.000 (1.00 to 3.00)"
+    assert methods.spread([], ".3f") == ""
+    assert methods.spread([0.5], "+.3f") == "+0.500"
+    assert methods.spread([1.0, 3.0], ".1f") == "2.0 (1.0 to 3.0)"
     # a standard deviation of 1 over the root of 3, times 4.303
-    assert methods.spread([1.0, 2.0, 3.0]) == "2.000 ± 2.484 (1.00 to 3.00)"
+    assert methods.half([1.0, 2.0, 3.0]) == pytest.approx(2.4843, abs=1e-4)
     # 0 and 1 in turn, twenty times: a deviation of the root of 20 / 76, of 2.262 tables know no more
-    assert methods.spread([0.0, 1.0] * 10) == "0.500 ± 0.259 (0.00 to 1.00)"
+    assert methods.half([0.0, 1.0] * 10) == pytest.approx(0.2595, abs=1e-4)
+
+
+def test_a_gain_is_over_the_same_seed_s_sft_model(methods: ModuleType) -> None:
+    rows = {"sft": [{"graded": x} for x in (-1.0, 0.0, 2.0)], "a": [{"graded": x} for x in (0.0, 2.0, 5.0)]}
+    assert methods.gain("a", rows) == "+2.000 ± 2.484"
+    assert methods.gain("sft", rows) == ""
+    assert methods.gain("a", {**rows, "a": rows["a"][:2]}) == "", "which seeds they are is not known"
 
 
 def test_time_is_the_sum_of_all_sittings(
@@ -108,8 +115,8 @@ def test_the_table_says_what_it_must_be_read_with(
     monkeypatch.setattr(sys, "argv", ["methods.py", str(journey), "--out", str(out.parent), "--table"])
     methods.main()
     said = capsys.readouterr().out
-    assert "| base | -0.500 | -0.500 |  |  |  |  |  | 0.250 |  | 1 |" in said
-    assert "| best of 16 | 0.100 |  | 1.800 |  | 0.900 |  |  | 0.260 | 1.000 | 1 |" in said
+    assert "| base |  | -0.500 | -0.500 |  |  |  |  |  | 0.250 |  | 1 |" in said
+    assert "| best of 16 | +0.600 | +0.100 |  | 1.80 |  | 90.0 |  |  | 0.260 | 1.0 | 1 |" in said
     assert said.endswith(f"\n{methods.ABOUT}\n")
     for promise in ("sampled", "base model has no KL", "95 % interval"):
         assert promise in " ".join(methods.ABOUT.split())
