@@ -51,7 +51,7 @@ def test_rounding_passes(agreement: ModuleType, monkeypatch: pytest.MonkeyPatch)
     fused = agreement.learned("fp32", cpu, batch)
     apart = {name: float((fused[name] - whole[name]).norm() / whole[name].norm()) for name in whole}
     assert apart["gradients"] > 0
-    assert agreement.complaint("fp32", apart | {"greedy": 0.0, "drawn": 0.0}) == ""
+    assert agreement.complaint("fp32", apart | {"greedy": 0.0, "drawn": 0.0, "recorded": 0.0}) == ""
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,8 @@ def test_what_the_engine_says_is_read_by_the_other_model(
 ) -> None:
     cpu, answers = agreement.small_model(), agreement.answers
 
-    def wrong(model: Llama, prompts: Any, temperature: float) -> list[Completion]:
-        return [
-            Completion((*one.tokens[:-1], 7), one.logprobs, one.finish_reason)
-            for one in answers(model, prompts, temperature)
-        ]
+    def wrong(*asked: Any) -> list[Completion]:
+        return [Completion((*one.tokens[:-1], 7), one.logprobs, one.finish_reason) for one in answers(*asked)]
 
     monkeypatch.setattr(agreement, "answers", wrong)
     found = agreement.surprise(cpu, cpu)
@@ -171,7 +168,9 @@ def test_a_figure_from_a_process_of_its_own(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [*options(tmp_path, "decode"), "--only", "engine", "--rounds", "2"])
     assert run.main() == 0
-    (row,) = json.loads((tmp_path / "results.json").read_text()).values()
-    assert len(row["rounds"]) == 2
-    assert row["rounds"][0] > 0
-    assert row["peak_mb"] > 1
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert list(rows) == ["engine XS rows 4", "engine XS rows 4 recorded"]
+    for row in rows.values():
+        assert len(row["rounds"]) == 2
+        assert row["rounds"][0] > 0
+        assert row["peak_mb"] > 1

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bloomery.data.batches import TokenBatch, pack
+from bloomery.infer.capture import cuda_graph
 from bloomery.infer.engine import Engine
 from bloomery.models import Llama, LlamaConfig, init
 from bloomery.objectives.token import aggregate, token_logprobs
@@ -28,15 +29,16 @@ from bloomery.types import Completion, SamplingParams
 
 MATRIX_PRODUCTS = {"fp32": "highest", "tf32": "medium", "bf16": "medium"}
 # How far apart both may be: |a - b| / |b| of what is learned. What is said, in nats at the worst token: how
-# much likelier the CPU finds another token than a greedy one, and how far the log-probs of drawn ones differ.
+# much likelier the CPU finds another token than a greedy one, and how far the log-probs of drawn ones differ,
+# drawn as usual and by recorded steps.
 # AdamW's first step is nearly the gradient's sign, and rounding turns its smallest entries: a wide limit.
 LIMITS: Mapping[str, Mapping[str, float]] = {
     "fp32": {"logits": 1e-5, "loss": 3e-6, "gradients": 1e-4, "update": 0.02, "loss after": 5e-5}
-    | {"greedy": 1e-3, "drawn": 1e-3},
+    | {"greedy": 1e-3, "drawn": 1e-3, "recorded": 1e-3},
     "tf32": {"logits": 3e-3, "loss": 1e-3, "gradients": 1e-2, "update": 0.2, "loss after": 2e-3}
-    | {"greedy": 0.05, "drawn": 0.05},
+    | {"greedy": 0.05, "drawn": 0.05, "recorded": 0.05},
     "bf16": {"logits": 2e-2, "loss": 3e-3, "gradients": 5e-2, "update": 0.4, "loss after": 1e-2}
-    | {"greedy": 0.2, "drawn": 0.2},
+    | {"greedy": 0.2, "drawn": 0.2, "recorded": 0.2},
 }
 VOCABULARY, LONGEST, ANSWER, RATE = 1000, 96, 24, 1e-2
 
@@ -117,9 +119,10 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 def surprise(cpu: Llama, other: Llama) -> dict[str, float]:
     """How the CPU's model reads what the engine says with the other: see `LIMITS`."""
     prompts = [[(7 * row + i) % VOCABULARY for i in range(3 + row)] for row in range(12)]
-    found = {"greedy": 0.0, "drawn": 0.0}
-    for name, temperature in (("greedy", 0.0), ("drawn", 1.0)):
-        for prompt, said in zip(prompts, answers(other, prompts, temperature), strict=True):
+    found = {"greedy": 0.0, "drawn": 0.0, "recorded": 0.0}
+    for name, temperature in (("greedy", 0.0), ("drawn", 1.0), ("recorded", 1.0)):
+        made = answers(other, prompts, temperature, name == "recorded")
+        for prompt, said in zip(prompts, made, strict=True):
             tokens = torch.tensor([[*prompt, *said.tokens]])
             with torch.inference_mode():
                 logits = cpu.logits(cpu(tokens)).float()
@@ -130,8 +133,12 @@ def surprise(cpu: Llama, other: Llama) -> dict[str, float]:
     return found
 
 
-def answers(model: Llama, prompts: Sequence[Sequence[int]], temperature: float) -> list[Completion]:
-    engine = Engine(model, stop_id=0, pad_id=0)
+def answers(
+    model: Llama, prompts: Sequence[Sequence[int]], temperature: float, recorded: bool
+) -> list[Completion]:
+    """`recorded`: by CUDA graphs, on a device that has them."""
+    on_gpu = model.model.norm.weight.is_cuda
+    engine = Engine(model, stop_id=0, pad_id=0, record=cuda_graph if recorded and on_gpu else None)
     params = [
         SamplingParams(max_tokens=ANSWER, temperature=temperature, seed=derive(0, "agreement", row))
         for row in range(len(prompts))

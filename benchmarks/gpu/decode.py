@@ -1,9 +1,9 @@
 """Decoding a fixed number of rows at once, tokens a second, beside the bytes that must be read for it.
 
-`ours` is the engine as it is, `theirs` transformers' `generate`. `forward` is the model's pass over one token
-of each row and nothing else: as it is launched, captured as a CUDA graph, or compiled and captured; it says
-what the engine could be on this device if launches cost nothing. Weights are random, the embedding is tied;
-nothing ends before `DRAWN` tokens.
+`ours` is the engine, as it is or with `recorded` steps, `theirs` transformers' `generate`. `forward` is the
+model's pass over one token of each row and nothing else: as it is launched, captured as a CUDA graph, or
+compiled and captured; it says what the engine could be on this device if launches cost nothing. Weights are
+random, the embedding is tied; nothing ends before `DRAWN` tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from case import SIZES
 from torch import Tensor
 
+from bloomery.infer.capture import cuda_graph
 from bloomery.infer.engine import Engine
 from bloomery.models import KVCache, Llama, LlamaConfig, init
 from bloomery.models.packed import pack
@@ -29,7 +30,8 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
     """A step is one call of the engine, the reading of the prompts included."""
     made, rows = model(settings), settings["rows"]
     asked = prompts(rows, made.config.vocab_size)
-    engine = Engine(made, stop_id=-1, pad_id=0, max_batch=rows)
+    record = cuda_graph if settings["recorded"] and torch.cuda.is_available() else None
+    engine = Engine(made, stop_id=-1, pad_id=0, max_batch=rows, record=record)
     pace.tell(bytes=mean_bytes(made, rows))
     for step in count():
         params = [SamplingParams(max_tokens=DRAWN, seed=derive(0, "decode", step, i)) for i in range(rows)]
@@ -85,18 +87,10 @@ def captured(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The kernels of `work` launched all at once. On a device without graphs, `work` itself."""
     if not torch.cuda.is_available():
         return work
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = work()
+    out, replay = cuda_graph(work)
 
     def again() -> Tensor:
-        graph.replay()
+        replay()
         return out
 
     return again

@@ -106,8 +106,12 @@ def jobs(part: str, plan: Plan, material: Path) -> Iterator[Job]:
     if part == "decode":
         for size in plan.decode:
             for rows in plan.rows:
-                how, name = {"size": size, "rows": rows}, f"{size} rows {rows}"
+                how, name = {"size": size, "rows": rows, "recorded": False}, f"{size} rows {rows}"
                 yield Job(part, f"engine {name}", "gpu.decode", "ours", "tok/s", steps["engine"], how)
+                again = {**how, "recorded": True}
+                yield Job(
+                    part, f"engine {name} recorded", "gpu.decode", "ours", "tok/s", steps["engine"], again
+                )
                 peer = Job(part, f"generate {name}", "gpu.decode", "theirs", "tok/s", steps["generate"], how)
                 yield replace(peer, python="")
                 for way in plan.ways:
