@@ -1,7 +1,7 @@
 """The reward model trained K-wise against pairwise, on the very same rankings.
 
     python benchmarks/kwise.py runs/seeds/seed-0 runs/seeds/seed-1 runs/seeds/seed-2 [--out runs/kwise]
-        [--epochs 2.5] [--table]
+        [--epochs 2.0] [--table]
 
 Each directory is a finished default journey (benchmarks/three_seeds.py makes them). Both sides are the reward
 stage, started from its SFT model and trained on its first rankings. K-wise, all pairs of a ranking are one
@@ -38,7 +38,7 @@ from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Candidate, Message, Policy, Ranking
 
-BATCH, EPOCHS, HELD_OUT = 8, 2.5, 0.1
+BATCH, EPOCHS, HELD_OUT = 8, 2.0, 0.1
 """The first reward model of the default journey."""
 LEAST = 1e-6
 """Epochs of a run that ends after its first step: what reading the rankings and the last evaluation take."""
