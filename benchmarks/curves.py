@@ -1,10 +1,10 @@
 """What training looks like: the curves of docs/algorithms, drawn from finished runs.
 
     python benchmarks/curves.py runs/seeds/seed-0 runs/seeds/seed-1 runs/seeds/seed-2
-        [--methods runs/methods] [--out runs/curves]
+        [--methods runs/methods] [--fp32 runs/fp32] [--out runs/curves]
 
 The directories are default journeys (benchmarks/three_seeds.py), --methods what benchmarks/methods.py made of
-them. A line is the mean of the seeds, its band from the lowest to the highest; values of every step are first
+them; --fp32 the same seeds with pretraining, SFT and reward model in float32. A line is the mean of the seeds, its band from the lowest to the highest; values of every step are first
 averaged over a tenth of the run. Writes one SVG for each page.
 """
 
@@ -29,12 +29,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("journeys", type=Path, nargs="+")
     parser.add_argument("--methods", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--fp32", type=Path, default=Path("runs/fp32"))
     parser.add_argument("--out", type=Path, default=Path("runs/curves"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     made = [arguments.methods / journey.name for journey in arguments.journeys]
-    for page, draw in PAGES.items():
-        (arguments.out / f"curve-{page}.svg").write_text(draw(arguments.journeys, made), encoding="utf-8")
+    drawn = {page: draw(arguments.journeys, made) for page, draw in PAGES.items()}
+    full = [arguments.fp32 / journey.name for journey in arguments.journeys]
+    if all(run.is_dir() for run in full):
+        drawn["precision"] = precisions(arguments.journeys, full)
+    for page, text in drawn.items():
+        (arguments.out / f"curve-{page}.svg").write_text(text, encoding="utf-8")
         print(arguments.out / f"curve-{page}.svg")
 
 
@@ -106,6 +111,20 @@ def rewarded(journeys: Sequence[Path], made: Sequence[Path]) -> str:
         if all(logged(run, held) for run in runs):
             both.append(over_seeds("held out", [logged(run, held) for run in runs], "s1", "points"))
         panels.append(Panel(title, "step", both, as_percent))
+    return picture(*panels)
+
+
+def precisions(journeys: Sequence[Path], full: Sequence[Path]) -> str:
+    """What is held out, over the steps of the three stages that compute in bf16 by default."""
+    panels = []
+    for title, stage, key, as_percent in (
+        ("Pretraining: bits per byte", "base", "val/bpb", False),
+        ("SFT: loss of demonstrations", "sft", "eval_loss", False),
+        ("Reward model: pairs ordered as people did", "reward-1", "eval_accuracy", True),
+    ):
+        sides = {"bf16": journeys, "fp32": full}
+        runs = {name: [journey / stage for journey in where] for name, where in sides.items()}
+        panels.append(steps(title, key, runs, as_percent))
     return picture(*panels)
 
 

@@ -45,10 +45,12 @@ def test_seeds_are_joined_where_all_have_been(curves: ModuleType) -> None:
 def test_every_page_is_drawn(curves: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("rewards/accuracies", "logps/chosen", curves.GOLD, curves.KL, "reward", "accuracy", "loss")
     rows = [{"step": i} | {name: i / (9 + k) for k, name in enumerate(names)} for i in range(20)]
-    rows[10]["eval_accuracy"] = 0.5
+    rows[10] |= {"eval_accuracy": 0.5, "eval_loss": 1.0, "val/bpb": 0.25}
     journeys = [tmp_path / "runs" / f"seed-{seed}" for seed in range(2)]
     for journey in journeys:
-        run(journey / "reward-1", rows)
+        for place in (journey, tmp_path / "fp32" / journey.name):
+            for stage in ("base", "sft", "reward-1"):
+                run(place / stage, rows)
         made = tmp_path / "methods" / journey.name
         for name in ("PPO", "PPO-ptx", "GRPO", "RLOO", "DPO", "IPO", "KTO", "rejection"):
             run(made / name, rows)
@@ -59,6 +61,7 @@ def test_every_page_is_drawn(curves: ModuleType, tmp_path: Path, monkeypatch: py
         (made / "best-of/best_of_n.json").write_text(json.dumps({"table": table}))
     out = tmp_path / "out"
     told = ["curves.py", *map(str, journeys), "--methods", str(tmp_path / "methods"), "--out", str(out)]
+    told += ["--fp32", str(tmp_path / "fp32")]
     monkeypatch.setattr("sys.argv", told)
     curves.main()
     for page in curves.PAGES:
@@ -69,6 +72,9 @@ def test_every_page_is_drawn(curves: ModuleType, tmp_path: Path, monkeypatch: py
         shown = (ROOT / "docs" / "algorithms" / f"{page}.md").read_text()
         assert f"](../plots/curve-{page}.svg)" in shown
         assert (ROOT / "docs" / "plots" / f"curve-{page}.svg").exists()
+
+    tree = ElementTree.parse(out / "curve-precision.svg").getroot()
+    assert len(tree.findall(f"{SVG}svg")) == 3
 
 
 def test_names_stand_in_the_colour_of_their_curves(curves: ModuleType) -> None:
