@@ -4,8 +4,9 @@
         [--methods runs/methods] [--fp32 runs/fp32] [--out runs/curves]
 
 The directories are default journeys (benchmarks/three_seeds.py), --methods what benchmarks/methods.py made of
-them; --fp32 the same seeds with pretraining, SFT and reward model in float32. A line is the mean of the seeds, its band from the lowest to the highest; values of every step are first
-averaged over a tenth of the run. Writes one SVG for each page.
+them; --fp32 the same seeds with pretraining, SFT and reward model in float32. A line is the mean of the
+seeds, its band from the lowest to the highest; values of every step are first averaged over a tenth of the
+run. Writes one SVG for each page.
 """
 
 from __future__ import annotations
