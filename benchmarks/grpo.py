@@ -39,6 +39,7 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
         "target_kl": None,
         "missing_eos_penalty": 0.0,
         "optimiser": stage.optimiser(learning_rate=RATE),
+        "one_step_off": settings.get("one_step_off", False),
         "compute": stage.compute(settings),
     }
     stage.run(pace, settings, "grpo", recipe, prompts * ANSWERS, "completions/mean_length", "entropy")

@@ -43,6 +43,7 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
         "target_kl": None,
         "optimiser": stage.optimiser(learning_rate=RATE),
         "critic": stage.optimiser(learning_rate=RATE),
+        "one_step_off": settings.get("one_step_off", False),
         "compute": stage.compute(settings),
     }
     stage.run(pace, settings, "ppo", recipe, episodes, "objective/scores", "objective/entropy")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -187,3 +190,19 @@ def test_both_ways_to_log_probs_learn_the_same(bench: ModuleType, monkeypatch: p
         assert pace.units == 3 * 16 * 16
     assert losses["vocabulary"] == pytest.approx(losses["whole"], abs=1e-4)
     assert losses["whole"][2] != pytest.approx(losses["whole"][0], abs=1e-3)
+
+
+def test_one_step_off_is_the_only_difference(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, told = importlib.import_module("one_step_off"), []
+    monkeypatch.setattr(module, "race", lambda commands, case, **how: told.append((commands, case)))
+    module.both("grpo", Namespace(size="S", precision="bf16", threads=2, steps=1, rounds=1))
+    ((ahead, usual), case) = told[0]
+    assert case.unit == "episodes/s"
+    assert ahead[:-1] == usual[:-1]
+    differ = {
+        name: (value, json.loads(usual[-1])[name])
+        for name, value in json.loads(ahead[-1]).items()
+        if value != json.loads(usual[-1])[name]
+    }
+    assert set(differ) == {"one_step_off", "scratch"}, "two processes must not write to one place"
+    assert differ["one_step_off"] == (True, False)
