@@ -22,11 +22,13 @@ from pictures import COLOURS, Panel, picture
 from three_seeds import where
 
 ALL = "all weights"
+LAST = ["model.layers.2.*", "model.layers.3.*", "model.norm.weight"]
 # name -> what differs from the SFT stage's defaults; a thin matrix needs a higher rate than the one beside it
 SIDES: dict[str, dict[str, Any]] = {
     "rank 32": {"lora": {"rank": 32, "alpha": 64.0}, "optimiser": {"learning_rate": 3e-3}},
     "rank 8": {"lora": {"rank": 8, "alpha": 16.0}, "optimiser": {"learning_rate": 5e-3}},
-    "last two layers": {"train": ["model.layers.2.*", "model.layers.3.*", "model.norm.weight"]},
+    "last two layers": {"train": LAST},
+    "last two layers and embedding": {"train": [*LAST, "model.embed_tokens.weight"]},
 }
 # key -> title, how a number is written, and what it is multiplied by
 COLUMNS = {

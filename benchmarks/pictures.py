@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bloomery.report.plots import HEIGHT, WIDTH, Series, line_plot
 
-COLOURS = {"s1": "#0068a8", "s2": "#d05a00", "s3": "#008a65", "s4": "#a24f84"}
+COLOURS = {"s1": "#0068a8", "s2": "#d05a00", "s3": "#008a65", "s4": "#a24f84", "s5": "#b47a00"}
 STYLE = (
     "<style>text{font:11.5px sans-serif;fill:#6a635a}.title{fill:#1f1b16;font-weight:600}"
     "line.rule{stroke:#e7e2da}line.zero,line.axis{stroke:#a39b90}"
