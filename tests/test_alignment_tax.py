@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,12 +147,13 @@ def test_the_plot_shows_the_column_it_is_asked_for(tax: ModuleType) -> None:
     """The column's name decides the heights: more bits stand higher, whatever the grades."""
     rows = {"less": [row(1, 0.0, 0.25)], "more": [row(1, -0.5, 0.27)]}
 
-    def heights(svg: str) -> list[float]:
-        circles = [line for line in svg.splitlines() if line.startswith("<circle c")]
-        return [float(line.split('cy="')[1].split('"')[0]) for line in circles if 'r="4.5"' in line]
+    def heights(svg: str) -> dict[str, float]:
+        """Of the large dots, each of which its name follows."""
+        dots = re.findall(r'cy="([0-9.]+)" r="4.5"/>\n<text class="name"[^>]*>(\w+)<', svg)
+        return {name: float(y) for y, name in dots}
 
-    bits, grades = tax.frontier(rows, "bpb", "bits per byte"), tax.frontier(rows)
-    assert heights(bits)[0] > heights(bits)[1]
-    assert heights(grades)[0] < heights(grades)[1]
-    assert ">bits per byte<" in bits
-    assert ">graded reward of sampled answers<" in grades
+    bits, grades = heights(tax.frontier(rows, "bpb", "bits per byte")), heights(tax.frontier(rows))
+    assert bits["less"] > bits["more"]
+    assert grades["less"] < grades["more"]
+    assert ">bits per byte<" in tax.frontier(rows, "bpb", "bits per byte")
+    assert ">graded reward of sampled answers<" in tax.frontier(rows)
