@@ -137,8 +137,9 @@ def answers(
     model: Llama, prompts: Sequence[Sequence[int]], temperature: float, recorded: bool
 ) -> list[Completion]:
     """`recorded`: by CUDA graphs, on a device that has them."""
-    on_gpu = model.model.norm.weight.is_cuda
-    engine = Engine(model, stop_id=0, pad_id=0, record=cuda_graph if recorded and on_gpu else None)
+    device = model.model.norm.weight.device
+    record = cuda_graph(device) if recorded and device.type == "cuda" else None
+    engine = Engine(model, stop_id=0, pad_id=0, record=record)
     params = [
         SamplingParams(max_tokens=ANSWER, temperature=temperature, seed=derive(0, "agreement", row))
         for row in range(len(prompts))

@@ -30,7 +30,8 @@ def ours(pace: Any, settings: dict[str, Any]) -> None:
     """A step is one call of the engine, the reading of the prompts included."""
     made, rows = model(settings), settings["rows"]
     asked = prompts(rows, made.config.vocab_size)
-    record = cuda_graph if settings["recorded"] and torch.cuda.is_available() else None
+    here = torch.device(settings["device"])
+    record = cuda_graph(here) if settings["recorded"] and here.type == "cuda" else None
     engine = Engine(made, stop_id=-1, pad_id=0, max_batch=rows, record=record)
     pace.tell(bytes=mean_bytes(made, rows))
     for step in count():
@@ -87,7 +88,7 @@ def captured(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The kernels of `work` launched all at once. On a device without graphs, `work` itself."""
     if not torch.cuda.is_available():
         return work
-    out, replay = cuda_graph(work)
+    out, replay = cuda_graph(torch.device("cuda"))(work)
 
     def again() -> Tensor:
         replay()

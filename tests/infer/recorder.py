@@ -3,7 +3,7 @@ on the same memory, whatever Python would do by now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,17 +25,21 @@ class Recorder(TorchDispatchMode):
 
     def again(self) -> None:
         for func, args, kwargs, out in self.calls:
-            alias = [told.alias_info for told in func._schema.returns]
-            if any(one is not None and not one.is_write for one in alias):
-                continue  # a view of memory that the others write
-            found = func(*args, **kwargs)
-            if all(one is None for one in alias):
-                for old, new in zip(pieces(out), pieces(found), strict=True):
+            written = any(told.alias_info and told.alias_info.is_write for told in func._schema.returns)
+            if written:
+                func(*args, **kwargs)
+            elif not memory(pieces(out)) <= memory(args):  # else a view, of what the others write
+                for old, new in zip(pieces(out), pieces(func(*args, **kwargs)), strict=True):
                     old.copy_(new)
 
 
 def pieces(out: Any) -> list[Tensor]:
     return [out] if isinstance(out, Tensor) else list(out)
+
+
+def memory(given: Iterable[Any]) -> set[int]:
+    """Whose memory these are: a cast promises a copy or a view, and only this tells which."""
+    return {one.untyped_storage().data_ptr() for one in given if isinstance(one, Tensor)}
 
 
 def recorded(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:

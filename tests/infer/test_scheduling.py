@@ -85,6 +85,7 @@ class Counted:
         {"record": recorded},
         {"record": recorded, "chunk": 2, "max_batch": 11},
         {"record": recorded, "cache_tokens": 130, "chunk": 3, "max_batch": 7},
+        {"record": recorded, "cache_tokens": 60},
     ],
 )
 def test_no_setting_changes_a_completion(model: Llama, settings: dict[str, Any]) -> None:
@@ -500,7 +501,7 @@ def test_a_step_is_recorded_once_for_each_number_of_rows_and_place_of_the_cache(
     params = [SamplingParams(max_tokens=n) for n in (12, 12, 9, 9, 9, 4, 4, 4, 4)]
     made = one(prompts(*[5] * 9), params)
     assert [len(c.tokens) for c in made] == [p.max_tokens for p in params]
-    assert count == 3  # nine rows in all, then 8 for five of them, and 2; the cache has none beyond nine
+    assert count == 3  # nine rows, the cache has no more; 8 for five of them; two
     one(prompts(*[5] * 9), params)
     assert count == 6, "weights and cache are others in the next call"
 
@@ -512,3 +513,70 @@ def test_what_follows_the_rows_that_run_is_left_as_it_was(model: Llama) -> None:
     usual = engine(model, stop_id=-1, chunk=3)(asked, params)
     again = engine(model, stop_id=-1, chunk=3, record=recorded)(asked, params)
     assert [c.tokens for c in again] == [c.tokens for c in usual]
+
+
+def test_a_row_the_cache_does_not_have_yet_can_change_places_with_one_that_reads(model: Llama) -> None:
+    """Prompts of one token are read at once, and run while a long one before them is still being read."""
+    made = engine(model, stop_id=-1, chunk=2)
+    params = SamplingParams(max_tokens=6)
+    talking = made.submit(*prompts(3), SamplingParams(max_tokens=30))
+    for _ in range(3):
+        made.step()
+    long = made.submit(*prompts(30, seed=2), params)
+    made.step()
+    asked = prompts(1, 1, 1, seed=3)
+    seqs = [talking, long, *(made.submit(prompt, params) for prompt in asked)]
+    while any(seq.finish_reason is None for seq in seqs):
+        made.step()
+    alone = engine(model, stop_id=-1)
+    for seq in seqs[1:]:
+        assert tuple(seq.tokens) == alone([seq.prompt], [params])[0].tokens
+
+
+@pytest.mark.parametrize(
+    ("record", "products"),
+    [(None, None), (recorded, None), (recorded, torch.bfloat16)],
+    ids=["plain", "recorded", "recorded in bf16"],
+)
+def test_whatever_comes_and_goes_every_request_gets_its_own_answer(
+    model: Llama, record: Any, products: torch.dtype | None
+) -> None:
+    """Arrivals, limits, cancellations, chunks and caches of every kind, against each request alone (in bf16,
+    where rounding may move a draw, against the same engine without a recorder)."""
+    for seed in range(12):
+        luck = random.Random(seed)
+        settings = {"chunk": luck.choice([1, 2, 5, 64]), "max_batch": luck.choice([2, 3, 7, 11, 20])}
+        if luck.random() < 0.4:
+            settings["cache_tokens"] = luck.choice([48, 70, 130, 300])
+        texts = prompts(1, 1, 2, 3, 9, 30, seed=seed)
+        plans = list[list[tuple[list[int], SamplingParams]]]()
+        for step in range(25):
+            limits = [luck.choice([1, 1, 2, 5, 17]) for _ in range(luck.choice([0, 0, 1, 2, 5]))]
+            coming = [SamplingParams(max_tokens=n, seed=9 * i + step) for i, n in enumerate(limits)]
+            plans.append([(luck.choice(texts), params) for params in coming])
+        cancelled = {step: luck.random() for step in range(25) if luck.random() < 0.2}
+        seqs = drive(engine(model, record=record, products=products, **settings), plans, cancelled)
+        if products is None:
+            alone = engine(model)
+            expected = [alone([seq.prompt], [seq.params])[0].tokens for seq in seqs]
+        else:
+            usual = drive(engine(model, products=products, **settings), plans, cancelled)
+            expected = [tuple(seq.tokens) for seq in usual]
+        for seq, tokens in zip(seqs, expected, strict=True):
+            kept = len(seq.tokens) if seq.finish_reason == "cancelled" else None
+            assert tuple(seq.tokens) == tokens[:kept], (seed, settings)
+
+
+def drive(
+    made: Engine, plans: list[list[tuple[list[int], SamplingParams]]], cancelled: dict[int, float]
+) -> list[Sequence]:
+    """All requests, after what comes in each step, and who is cancelled in which, has been done."""
+    seqs = list[Sequence]()
+    for step, coming in enumerate(plans):
+        seqs += [made.submit(prompt, params) for prompt, params in coming]
+        if seqs and step in cancelled:
+            made.cancel(seqs[int(cancelled[step] * len(seqs))])
+        made.step()
+    while any(seq.finish_reason is None for seq in seqs):
+        made.step()
+    return seqs

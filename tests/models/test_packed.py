@@ -7,6 +7,7 @@ import torch
 
 from bloomery.infer import Engine
 from bloomery.models import KVCache, Llama, LlamaConfig, build
+from bloomery.models.lora import LAYERS, Adapter, Bare, adapted, attach
 from bloomery.models.packed import Product, pack
 from bloomery.types import SamplingParams
 
@@ -64,12 +65,29 @@ def test_on_a_cpu_float32_weights_go_through_onednn() -> None:
     assert not Product(layer.double()).onednn
 
 
-def test_adapters_are_left_as_they_are() -> None:
-    class Adapted(torch.nn.Linear):
+@pytest.mark.parametrize("targets", [LAYERS, ("v_proj", "down_proj")])
+def test_adapters_are_part_of_the_packed_weights(targets: tuple[str, ...]) -> None:
+    """With them, not without; and what they learn later is not in the snapshot."""
+    model = shaped(attention_bias=True)
+    attach(model, Adapter(rank=3, alpha=6.0, targets=targets))
+    loud(model)
+    x = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, bare = model.logits(model(x)), Bare(model).logits(Bare(model)(x))
+        twin = pack(model)
+        assert type(twin) is not Llama
+        for layer in adapted(model).values():
+            layer.lora_B.zero_()
+        torch.testing.assert_close(twin.logits(twin(x)), expected, atol=1e-3, rtol=1e-4)
+        assert (expected - bare).abs().max() > 1
+
+
+def test_unknown_layers_are_left_as_they_are() -> None:
+    class Other(torch.nn.Linear):
         pass
 
     model = shaped()
-    model.model.layers[1].self_attn.v_proj = Adapted(32, 16, bias=False)
+    model.model.layers[1].self_attn.v_proj = Other(32, 16, bias=False)
     assert pack(model) is model
 
 

@@ -159,9 +159,30 @@ MODELS = (
     Mutation(
         "recording-writes-over-the-rows-that-read",
         "infer/scheduler.py",
-        "lengths = [seq.cached for seq in self.rows[start:stop]]\n        lengths += [0]",
-        "lengths = [seq.cached for seq in self.rows[start : self.running]] or [0]\n        lengths += [0]",
+        "lengths = [seq.cached for seq in self.rows[start:stop]]",
+        "lengths = [seq.cached for seq in self.rows[start : self.running]] or [0]",
         ("infer/test_scheduling.py",),
+    ),
+    Mutation(
+        "recording-of-rows-the-cache-no-longer-has",
+        "infer/scheduler.py",
+        "cache.share(start, min(stop, cache.batch))",
+        "cache.share(start, stop)",
+        ("infer/test_scheduling.py",),
+    ),
+    Mutation(
+        "swap-with-a-row-the-cache-does-not-have",
+        "infer/scheduler.py",
+        "self._fit(len(self.rows), length).swap(",
+        "self.cache.swap(",
+        ("infer/test_scheduling.py",),
+    ),
+    Mutation(
+        "packed-without-the-adapters",
+        "models/packed.py",
+        "return layer.whole() if isinstance(layer, LoraLinear) else layer.weight.detach()",
+        "return layer.weight.detach()",
+        ("models/test_packed.py",),
     ),
     Mutation(
         "settings-of-the-row-before",

@@ -284,6 +284,8 @@ def test_what_makes_no_sense_is_refused(run: Run) -> None:
         run("out", one_step_off=False, rollout_device="cpu")
     with pytest.raises(UsageError, match="rollout_device=nowhere"):
         run("out", rollout_device="nowhere")
+    with pytest.raises(UsageError, match="graphs do not go with one_step_off"):
+        run("out", graphs=True)
 
 
 def test_a_twin_shares_what_is_frozen_and_nothing_else(chat: Chat) -> None:

@@ -11,10 +11,11 @@ import torch
 
 from bloomery.models import hub, llama
 from bloomery.recipe import Section
-from bloomery.stages import grpo, ppo, rejection
+from bloomery.stages import grpo, ppo, prefer_online, rejection
 from bloomery.stages.common import Optimiser
 from bloomery.stages.grpo import Grpo
 from bloomery.stages.ppo import Ppo
+from bloomery.stages.prefer_online import PreferOnline
 from bloomery.stages.rejection import Rejection
 from bloomery.text.chat import Chat
 
@@ -23,6 +24,7 @@ STAGES: dict[str, tuple[Any, type[Section], dict[str, Any]]] = {
     "ppo": (ppo, Ppo, {"critic": FAST}),
     "grpo": (grpo, Grpo, {"samples": 2}),
     "rejection": (rejection, Rejection, {"samples": 2, "epochs": 1}),
+    "prefer_online": (prefer_online, PreferOnline, {}),
 }
 
 
@@ -59,8 +61,13 @@ def test_recomputing_changes_no_bit(
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, which it hides from its users
 @pytest.mark.parametrize(
     ("stage", "changed"),
-    [("ppo", {"lora": {"rank": 2}, "one_step_off": True}), ("grpo", {}), ("rejection", {})],
-    ids=["ppo", "grpo", "rejection"],
+    [
+        ("ppo", {"lora": {"rank": 2}, "one_step_off": True}),
+        ("grpo", {"lora": {"rank": 2}}),
+        ("rejection", {}),
+        ("prefer_online", {}),
+    ],
+    ids=STAGES,
 )
 def test_compiling_changes_no_result_and_is_timed(
     stage: str,

@@ -15,24 +15,30 @@ Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 """From a computation on tensors that stay where they are: its result, and what computes it anew in place."""
 
 
-def cuda_graph(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """`Record` by a CUDA graph. The work is done twice before, as libraries prepare themselves when first
-    asked, on a stream of its own (the page "CUDA semantics" of torch's documentation)."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(2):
+def cuda_graph(device: torch.device) -> Record:
+    """`Record` by CUDA graphs on a device. The work is done once before, as libraries prepare themselves when
+    first asked, on a stream of its own (the page "CUDA semantics" of torch's documentation). All recordings
+    share one pool of memory, so only one may be replayed at a time."""
+    aside, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def record(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        now = torch.cuda.current_stream(device)
+        aside.wait_stream(now)
+        with torch.cuda.stream(aside):
             work()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
-    return result, graph.replay
+        now.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do meanwhile on the GPU is none of the recording's business.
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+            result = work()
+        return result, graph.replay
+
+    return record
 
 
 class Steps:
-    """One token for the first rows of a cache, recorded once for each number of rows. A cache that has moved
-    is recorded anew; until then what it was before stays in memory."""
+    """One token for the first rows of a cache, recorded once for each number of rows. For a cache that has
+    moved all is recorded anew; until then the recordings keep the memory where it was."""
 
     def __init__(self, model: Llama, record: Record) -> None:
         self.model, self.record = model, record
@@ -72,9 +78,9 @@ def one_token(model: Llama, newest: Tensor, lengths: Tensor, cache: KVCache) -> 
 
 
 def rounded(rows: int) -> int:
-    """So many rows are recorded for `rows`: few recordings, little work in vain.
+    """So many rows are recorded for `rows`: few recordings, as each costs about two steps.
 
-    >>> [rounded(rows) for rows in (1, 2, 3, 5, 8, 9, 64, 65)]
-    [1, 2, 4, 8, 8, 16, 64, 72]
+    >>> [rounded(rows) for rows in (1, 2, 3, 5, 33, 64, 65, 130)]
+    [1, 2, 4, 8, 64, 64, 128, 192]
     """
-    return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
+    return 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 64) * 64

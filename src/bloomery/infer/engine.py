@@ -39,9 +39,9 @@ class Engine:
     `chunk` tokens a step. Stop strings need `decode`, from token ids to text.
 
     With `products` matrix products and the cache have that precision, as in a forward under autocast to it:
-    give what training has where products of it are fast. Else they have that of the weights, whatever
-    autocast is on. With `record` (`capture.cuda_graph` on a GPU) decoding is recorded and replayed, a few
-    rows more than run, in a cache as long as the longest request: the same completions.
+    give what training has, and the log-probs agree with the trainer's. Else they have that of the weights,
+    whatever autocast is on. With `record` (`capture.cuda_graph` on a GPU) decoding is recorded and replayed,
+    some rows more than run, in a cache as long as the longest request: equal to rounding.
 
     A request's uniform draws depend on its seed and step only. Its logits depend on its batch mates through
     the rounding of matrix products (about 1e-6 in float32), so a draw that falls within that distance of a
@@ -218,14 +218,13 @@ class Engine:
         it writes there, after the tokens they hold, is written over by what comes next."""
         scheduler, model, rows = self._scheduler, self._weights(), len(running)
         newest = [[seq.last] for seq in running]
-        if self.record is None or scheduler.cache is None:
+        if self.record is None or scheduler.cache is None or scheduler.cache.max_len < 2:
             view = scheduler.view(0, rows, 1)
             return model.logits(model(torch.tensor(newest, device=self._device), cache=view)[:, -1])
         if self._steps is None:
             self._steps = Steps(model, self.record)
-        more = min(rounded(rows), scheduler.cache.batch)
-        newest += [[self.pad_id]] * (more - rows)
-        view = scheduler.view(0, more, 1)
+        view = scheduler.view(0, rounded(rows), 1)
+        newest += [[self.pad_id]] * (view.batch - rows)
         return self._steps(torch.tensor(newest, device=self._device), view)[:rows]
 
     def _reason(self, seq: Sequence, token: int) -> FinishReason | None:

@@ -129,7 +129,7 @@ class Scheduler:
         row, first = self.rows.index(seq), self.running
         other = self.rows[first]
         if row != first and self.cache is not None and (length := max(seq.cached, other.cached)):
-            self.cache.swap(row, first, length)
+            self._fit(len(self.rows), length).swap(row, first, length)
         self.rows[row], self.rows[first] = other, seq
         self.running += 1
         self.changes += 1
@@ -154,11 +154,12 @@ class Scheduler:
         self.rows.pop()
 
     def view(self, start: int, stop: int, num: int) -> KVCache:
-        """The cache of rows start to stop, with room for `num` more tokens in each. Rows may be free."""
+        """The cache of rows start to stop, with room for `num` more tokens in each. Rows may be free; where
+        the cache has fewer, so has the view."""
         lengths = [seq.cached for seq in self.rows[start:stop]]
-        lengths += [0] * (stop - start - len(lengths))
-        part = self._fit(len(self.rows), max(lengths) + num).share(start, stop)
-        part.trim(torch.tensor(lengths))
+        cache = self._fit(len(self.rows), max(lengths) + num)
+        part = cache.share(start, min(stop, cache.batch))
+        part.trim(torch.tensor(lengths + [0] * (part.batch - len(lengths))))
         return part
 
     def _seat(self, seq: Sequence) -> None:

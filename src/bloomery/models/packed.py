@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bloomery.models.layers import Attention, Block, SwiGLU
 from bloomery.models.llama import Llama
+from bloomery.models.lora import LoraLinear
 
 # Rows for which oneDNN chooses a weight's layout; any number of rows may be multiplied.
 USUAL_ROWS = 64
@@ -24,10 +25,10 @@ class Product(nn.Module):
     """One or more linear layers over the same input as one product: [..., D] -> [..., sum of outputs]. The
     weights are kept in `dtype`, if given: read under autocast to the same, which casts what comes in."""
 
-    def __init__(self, *layers: nn.Linear, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, *layers: nn.Linear | LoraLinear, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.widths = [layer.out_features for layer in layers]
-        weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
+        self.widths = [len(layer.weight) for layer in layers]
+        weight = torch.cat([_whole(layer) for layer in layers]).to(dtype)
         biases = [layer.bias.detach().to(dtype) for layer in layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
         self.onednn = weight.dtype == torch.float32 and weight.device.type == "cpu" and _has_onednn()
@@ -43,6 +44,11 @@ class Product(nn.Module):
         """What each of the layers gives."""
         parts: tuple[Tensor, ...] = self(x).split(self.widths, dim=-1)
         return parts
+
+
+def _whole(layer: nn.Linear | LoraLinear) -> Tensor:
+    """A layer's weight; one with an adapter has two summands."""
+    return layer.whole() if isinstance(layer, LoraLinear) else layer.weight.detach()
 
 
 def _has_onednn() -> bool:
@@ -111,9 +117,10 @@ def _unembedding(model: Llama) -> nn.Linear:
 
 def pack(model: Llama, dtype: torch.dtype | None = None) -> Llama:
     """A twin of `model` for inference: equal results to rounding, not trainable, a snapshot of the weights.
-    With `dtype` the weights of its products are kept in that, for a forward under autocast to it.
+    Adapters are summed into the weights. With `dtype` the weights of its products are kept in that, for a
+    forward under autocast to it.
 
-    A model whose projections are not plain linear layers (adapters, say) is returned as it is.
+    A model whose projections are other layers than these is returned as it is.
     """
     projections = (
         layer
@@ -121,6 +128,6 @@ def pack(model: Llama, dtype: torch.dtype | None = None) -> Llama:
         for part in (cast(Block, block).self_attn, cast(Block, block).mlp)
         for layer in part.children()
     )
-    if all(type(layer) is nn.Linear for layer in projections):
+    if all(type(layer) in (nn.Linear, LoraLinear) for layer in projections):
         return PackedLlama(model, dtype)
     return model

@@ -80,17 +80,17 @@ class Compute(Section):
     """CPU threads; all cores when not given."""
     checkpoint_every: int = Field(200, ge=0)
     """Steps between checkpoints; 0 writes one only when asked to stop."""
-    graphs: bool = False
-    """On a GPU, draw answers by recorded CUDA graphs: the same answers, sooner."""
 
     def setup(self) -> tuple[Context, torch.device]:
         """Prepare this process; returns the context for forward passes, and the device."""
         return precision.setup(self.precision, self.threads), precision.device()
 
-    def engine(self, model: Llama, *, stop_id: int, pad_id: int) -> Engine:
-        """What draws a model's answers: in the precision of the stage's own products."""
+    def engine(self, model: Llama, *, stop_id: int, pad_id: int, graphs: bool = False) -> Engine:
+        """What draws a model's answers: in the precision of the stage's own products. With `graphs`, where
+        the stage computes on a GPU, decoding is recorded."""
         products = torch.bfloat16 if self.precision == "bf16" else None
-        record = cuda_graph if self.graphs and precision.device().type == "cuda" else None
+        device = precision.device()
+        record = cuda_graph(device) if graphs and device.type == "cuda" else None
         return Engine(model, stop_id=stop_id, pad_id=pad_id, products=products, record=record)
 
 

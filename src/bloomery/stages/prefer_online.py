@@ -75,6 +75,7 @@ def run(recipe: PreferOnline, out: Path) -> None:
         chat = Chat(Tokenizer.load(recipe.policy))
         actor = hub.load(recipe.policy).to(device)
         learning = tune(actor, base=recipe.policy, lora=recipe.lora, seed=recipe.seed)
+        recipe.compute.prepare(actor)
         sampler = Ahead(recipe, actor, chat, run, recipe.samples)
         reference = None
         if preference.needs_reference(loss):
@@ -93,7 +94,7 @@ def run(recipe: PreferOnline, out: Path) -> None:
             metrics |= found | sampler.beside(step, partial(improve, recipe, step, slates, learner))
             laps.end("training")
             metrics |= {"episode": float((step + 1) * len(rollouts)), "learning_rate": lr}
-            run.log(step, metrics | laps.rates(rollouts))
+            run.log(step, metrics | laps.rates(rollouts) | recipe.compute.timing())
         hub.save(actor, out, tokenizer_dir=recipe.policy)
         run.finish(data=[{"source": str(path)} for path in recipe.prompts])
 
