@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jam
 import pytest
 import tiny
 
+from bloomery.infer.engine import Engine
 from bloomery.models import hub
+from bloomery.stages.common import Compute
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 
@@ -44,3 +47,16 @@ def talker_dir(chat: Chat, tokenizer_dir: Path, tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("talker") / "model"
     hub.save(jam.talker(chat), path, tokenizer_dir=tokenizer_dir)
     return path
+
+
+@pytest.fixture
+def graphs_asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each engine that a stage makes to draw answers: whether it is to record its decoding."""
+    plain, asked = Compute.engine, list[bool]()
+
+    def engine(self: Compute, *given: Any, graphs: bool = False, **how: Any) -> Engine:
+        asked.append(graphs)
+        return plain(self, *given, **how)
+
+    monkeypatch.setattr(Compute, "engine", engine)
+    return asked

@@ -236,7 +236,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "samples": {"samples": 4},
     "at": {"at": (3,)},
 }
-UNSEEN = {"checkpoint_every", "threads", "on_bad_row", "watch"}
+UNSEEN = {"checkpoint_every", "threads", "on_bad_row", "watch", "graphs"}
 
 
 def test_every_setting_makes_a_difference(
@@ -280,3 +280,11 @@ def test_two_prompts_of_one_name_are_refused(talker_dir: Path, place: Path, tmp_
     file = place / "prompts.jsonl"
     with pytest.raises(DataError, match="the same id"):
         search(talker_dir, place, tmp_path / "out", prompts=(file, file))
+
+
+def test_graphs_are_asked_of_what_draws_the_answers(
+    talker_dir: Path, place: Path, tmp_path: Path, graphs_asked: list[bool]
+) -> None:
+    for wanted in (True, False):
+        search(talker_dir, place, tmp_path / str(wanted), graphs=wanted)
+    assert graphs_asked == [True, False]

@@ -226,3 +226,11 @@ def test_prompts_with_one_answer_only_are_left_out_and_counted(
 
 def test_control_characters_are_made_visible() -> None:
     assert label.visible("a\x00b\x07c\nd\te") == "a\ufffdb\ufffdc\nd\te"
+
+
+def test_graphs_are_asked_of_every_model_that_answers(
+    place: Path, tmp_path: Path, graphs_asked: list[bool]
+) -> None:
+    for wanted in (True, False):
+        label.run(recipe(place, graphs=wanted), tmp_path / str(wanted))
+    assert graphs_asked == [True, True, False, False]

@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(talker_dir: Path, prompts_file: 
     tiny.goes_on_to_the_same_bytes(make, tmp_path, prefer_online, "improve", 4, resumed=2)
 
 
-# `world`, `on_bad_row`, `prompts` and `rollout_device` are read by what PPO reads them with.
+# `world`, `on_bad_row`, `prompts`, `graphs` and `rollout_device` are read by what PPO reads them with.
 CHANGES: dict[str, dict[str, Any]] = {
     "reference": {"reference": "reference"},
     "reward": {"reward": "reward"},
@@ -172,7 +172,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_setting_makes_a_difference(
     talker_dir: Path, model_dir: Path, reward_dir: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
-    elsewhere = {"policy", "prompts", "world", "on_bad_row", "rollout_device"}
+    elsewhere = {"policy", "prompts", "world", "on_bad_row", "rollout_device", "graphs"}
     assert set(CHANGES) | elsewhere == set(PreferOnline.model_fields)
     named = {"reference": model_dir, "reward": reward_dir}
     outcome = {"usual": train(talker_dir, prompts_file, tmp_path / "usual")}

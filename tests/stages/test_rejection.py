@@ -253,7 +253,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_setting_makes_a_difference(
     chat: Chat, talker_dir: Path, model_dir: Path, tokenizer_dir: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
-    elsewhere = {"policy", "prompts", "world", "watch", "on_bad_row", "rollout_device"}
+    elsewhere = {"policy", "prompts", "world", "watch", "on_bad_row", "rollout_device", "graphs"}
     assert (set(CHANGES) - {"above"}) | elsewhere == set(Rejection.model_fields)
     reward = tmp_path / "reward"
     hub.save(tiny.scalar_model(chat.tokenizer.vocab_size, 9), reward, tokenizer_dir=tokenizer_dir)

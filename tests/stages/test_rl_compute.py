@@ -92,3 +92,12 @@ def test_compiling_changes_no_result_and_is_timed(
     assert rows["compiled"][0]["timing/compile"] > 0
     for one, other in zip(learned["usual"].parameters(), learned["compiled"].parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_graphs_are_asked_of_what_draws_the_answers(
+    stage: str, place: Path, talker_dir: Path, tmp_path: Path, graphs_asked: list[bool]
+) -> None:
+    for wanted in (True, False):
+        train(stage, place, talker_dir, tmp_path / str(wanted), steps=1, graphs=wanted)
+    assert graphs_asked == [True, False]
