@@ -46,6 +46,13 @@ def test_every_document_is_there_once(corpus: Corpus, tokenizer: Tokenizer) -> N
     assert corpus.num_tokens == sum(1 + len(tokenizer.encode(d.text)) for d in DOCUMENTS)
 
 
+def test_tokens_are_counted_where_training_reads(corpus: Corpus, tokenizer: Tokenizer) -> None:
+    for most in (10**7, 25):
+        read = [token for shard in corpus.split("train") for token in shard.tokens[:most].tolist()]
+        assert corpus.counts(most).tolist() == [read.count(token) for token in range(tokenizer.vocab_size)]
+    assert corpus.counts()[tokenizer.doc_id] == sum(shard.num_documents for shard in corpus.split("train"))
+
+
 def test_the_split_is_by_text_alone() -> None:
     texts = [f"text {i}" for i in range(2000)]
     held = {text for text in texts if in_val(text, 0.1)}

@@ -31,6 +31,13 @@ CASES: dict[str, dict[str, Any]] = {
         "use_rslora": True,
         "task_type": "CAUSAL_LM",
     },
+    "tokens": {
+        "r": 1,
+        "lora_alpha": 2,
+        "target_modules": ["o_proj"],
+        "trainable_token_indices": [9, 2],
+        "task_type": "CAUSAL_LM",
+    },
     "scalar": {"r": 1, "lora_alpha": 2, "target_modules": "all-linear", "task_type": "SEQ_CLS"},
 }
 

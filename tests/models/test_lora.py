@@ -4,6 +4,8 @@ learns, and that without them every bit of the base is there."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from bloomery.errors import UsageError
 from bloomery.infer import Engine
 from bloomery.models import Llama, LlamaConfig, ScalarModel, load, lora, save
 from bloomery.models.lora import Adapter, Bare, LoraLinear, adapted, attach, fold, merge, unmerge, without
+from bloomery.models.packed import pack
+from bloomery.models.rows import TokenRows
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs
 from bloomery.train.optim import adamw
@@ -42,7 +46,7 @@ def base(kind: Callable[[LlamaConfig], Llama | ScalarModel] = Llama) -> Llama:
 
 def adapters(model: nn.Module, seed: int = 5) -> None:
     """Adapters that do something: B is no longer 0."""
-    loud(nn.ParameterList(p for layer in adapted(model).values() for p in (layer.lora_A, layer.lora_B)), seed)
+    loud(nn.ParameterList(getattr(layer, n) for layer in adapted(model).values() for n in layer.learns), seed)
 
 
 def with_adapters(adapter: Adapter = ALL) -> Llama:
@@ -71,6 +75,59 @@ def test_one_layer_by_hand() -> None:
     assert layer(x).tolist() == [-8.5, -9.5]
     assert layer.whole().tolist() == [[9.0, -6.0], [15.0, -8.0]]
     assert layer.plain()(x).tolist() == [7.5, 14.5]
+
+
+def test_rows_by_hand() -> None:
+    """Of a table of four tokens, 2 and 0 have rows of their own."""
+    for table in (nn.Embedding(4, 2), nn.Linear(2, 4, bias=False)):
+        with torch.no_grad():
+            table.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]))
+        rows = TokenRows(table, (2, 0))
+        assert rows.rows.tolist() == [[5.0, 6.0], [1.0, 2.0]]
+        with torch.no_grad():
+            rows.rows.copy_(torch.tensor([[-1.0, 0.0], [0.0, 10.0]]))
+        want = [[0.0, 10.0], [3.0, 4.0], [-1.0, 0.0], [7.0, 8.0]]
+        assert rows.whole().tolist() == want
+        assert rows(torch.tensor([[3, 2], [0, 1]])).tolist() == [[want[3], want[2]], [want[0], want[1]]]
+        assert rows.logits(torch.tensor([[1.0, 1.0]])).tolist() == [[10.0, 7.0, -1.0, 15.0]]
+        assert rows.plain().weight.tolist()[2] == [5.0, 6.0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_tokens_learn_and_the_base_below_them_stays(tied: bool) -> None:
+    """Logits and gradients are those of the whole tables; without adapters the base is there to the bit."""
+    config, x = replace(CONFIG, tie_word_embeddings=tied), tokens()
+    model, plain = Llama(config), Llama(config)
+    loud(model), plain.load_state_dict(model.state_dict())
+    attach(model, replace(FEW, tokens=(4, 30)))
+    torch.testing.assert_close(model.logits(model(x)), plain.logits(plain(x)), atol=1e-5, rtol=0)
+    names = {n.rpartition(".")[0] for n, p in model.named_parameters() if p.requires_grad and "rows" in n}
+    assert names == {"model.embed_tokens"} | ({"lm_head"} if not tied else set())
+    adapters(model)
+    twin = deepcopy(model)
+    fold(twin)
+    assert type(twin.model.embed_tokens) is nn.Embedding
+    for one in (model, twin):
+        one.logits(one(x)).logsumexp(-1).sum().backward()
+    torch.testing.assert_close(model.logits(model(x)), twin.logits(twin(x)), atol=1e-4, rtol=0)
+    for name in names:
+        mine, theirs = model.get_submodule(name), twin.get_submodule(name)
+        torch.testing.assert_close(mine.rows.grad, theirs.weight.grad[[4, 30]], atol=1e-2, rtol=1e-4)
+        assert mine.weight.grad is None
+    packed = pack(model)
+    with torch.no_grad():
+        torch.testing.assert_close(packed.logits(packed(x)), model.logits(model(x)), atol=1e-4, rtol=0)
+        assert torch.equal(Bare(model).logits(Bare(model)(x)), plain.logits(plain(x)))
+
+
+def test_rows_are_of_different_tokens_that_there_are() -> None:
+    for bad, message in (
+        ((3, 3), "different ids"),
+        ((-1,), "different ids"),
+        ((40,), "not in the vocabulary"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            attach(base(), replace(FEW, tokens=bad))
 
 
 def test_what_the_product_is_multiplied_by() -> None:

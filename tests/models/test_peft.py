@@ -58,7 +58,7 @@ def adapt(model: Llama | ScalarModel, home: Path | None, seed: int = 3, **change
     """Adapters on a model, not as they begin but as if they had learned."""
     settings: dict[str, Any] = {"rank": 2, "alpha": 3.0, "targets": FEW, "rslora": True, "base": home}
     lora.attach(model, Adapter(**{**settings, **changed}))
-    loud(nn.ParameterList(p for layer in adapted(model).values() for p in (layer.lora_A, layer.lora_B)), seed)
+    loud(nn.ParameterList(getattr(layer, n) for layer in adapted(model).values() for n in layer.learns), seed)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def edit_tensors(directory: Path, change: Callable[[dict[str, Tensor]], object])
 # ---------------------------------------------------------------------------------- the PEFT library
 
 
-@pytest.mark.parametrize("case", ["causal", "rslora", "scalar"])
+@pytest.mark.parametrize("case", ["causal", "rslora", "tokens", "scalar"])
 def test_what_peft_wrote_computes_what_peft_computed(case: str, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("export_peft", GOLDEN / "export_peft.py")
     assert spec is not None
@@ -120,7 +120,9 @@ def test_what_peft_wrote_computes_what_peft_computed(case: str, tmp_path: Path) 
     [
         ("causal", {"rslora": False}),
         ("causal", {"targets": lora.LAYERS, "rank": 4}),
+        ("causal", {"tokens": (7, 1, 39)}),
         ("scalar", {"targets": lora.LAYERS}),
+        ("scalar", {"tokens": (3,)}),
         ("scalar on causal", {}),
     ],
 )
@@ -320,7 +322,10 @@ def test_adapters_that_stand_on_one_another_are_refused(saved: Path, tmp_path: P
         ("layers_to_transform", [0]),
         ("init_lora_weights", "pissa"),
         ("modules_to_save", ["lm_head"]),
-        ("trainable_token_indices", [3]),
+        ("trainable_token_indices", ["3"]),
+        ("trainable_token_indices", {"embed_tokens": [3], "lm_head": [4]}),
+        ("trainable_token_indices", [3, 3]),
+        ("trainable_token_indices", [3, 40]),
         ("something_of_next_year", "on"),
         ("r", "2"),
         ("r", 0),
@@ -354,6 +359,25 @@ def test_what_makes_no_difference_is_accepted(saved: Path) -> None:
     assert torch.equal(hub.load(saved)(tokens()), want)
     edit_config(saved, target_modules=r".*\.(q|v)_proj")
     assert torch.equal(hub.load(saved)(tokens()), want)
+
+
+def test_rows_come_back_bit_for_bit_and_none_may_lack(base: Path, tmp_path: Path) -> None:
+    model, out = hub.load(base), tmp_path / "out"
+    adapt(model, base, tokens=(7, 1))
+    hub.save(model, out)
+    again = hub.load(out, merge=False)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in again.state_dict().items())
+    assert lora.adapter_of(again) == Adapter(2, 3.0, FEW, True, base.resolve(), (7, 1))
+    whole = hub.load(out).state_dict()
+    for name, changed in (("model.embed_tokens", [1, 7]), ("lm_head", [1, 7])):
+        old, new = hub.load(base).state_dict()[f"{name}.weight"], whole[f"{name}.weight"]
+        assert (old != new).any(1).nonzero().flatten().tolist() == changed
+    edit_tensors(out, lambda w: w.pop("base_model.model.lm_head.token_adapter.trainable_tokens_delta"))
+    with pytest.raises(ArtifactError, match=r"'lm_head\.rows' is missing"):
+        hub.load(out)
+    edit_config(out, trainable_token_indices=None)
+    with pytest.raises(ArtifactError, match=r"embed_tokens\.rows' is for no adapter"):
+        hub.load(out)
 
 
 NAME = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"

@@ -14,21 +14,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bloomery import lineage
+from bloomery.data.shards import write_shards
 from bloomery.errors import UsageError
 from bloomery.models import hub, lora, peft
 from bloomery.models.lora import Bare, LoraLinear
 from bloomery.rewards.model import RewardModel
 from bloomery.stages import ppo, reward, sft
-from bloomery.stages.common import Lora, Optimiser
+from bloomery.stages.common import Optimiser
 from bloomery.stages.ppo import Ppo
 from bloomery.stages.reward import RewardRecipe
-from bloomery.stages.sft import Sft
+from bloomery.stages.sft import Adapters, Sft
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
+from bloomery.types import Document
 
 RATES = Optimiser(learning_rate=0.02, schedule="constant", warmup=0, weight_decay=0.0)
-LORA = Lora(rank=2, alpha=4.0)
+LORA = Adapters(rank=2, alpha=4.0)
 ASKED = [f"what is {word}" for word in tiny.WORDS]
 ADAPTERS = "adapter_model.safetensors"
 
@@ -143,6 +145,29 @@ def test_the_next_stage_starts_from_the_adapters(place: Path, model_dir: Path, t
         torch.testing.assert_close(still[name], tensor, atol=1e-6, rtol=0)
 
 
+def test_tokens_that_the_base_has_not_read_learn_rows_of_their_own(
+    chat: Chat, place: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """Of those in the conversations: the chat's own, and what is not in the corpus; nothing else of the
+    embedding moves, and nothing where that is said."""
+    before = hub.load(model_dir).state_dict()["model.embed_tokens.weight"]
+    tokenizer = chat.tokenizer
+    told = {token for one in ASKED for token in chat.prompt(tiny.user(one))} | {tokenizer.end_id}
+    told |= {token for one in ASKED for token in tokenizer.encode(f" {one.split()[-1]} tea")}
+    read = Document(id="1", text="what is red tea", source="shelf")
+    corpus = write_shards([read], tokenizer, tmp_path / "text", val_fraction=0.0).path
+    new = told - set(tokenizer.encode(read.text)) - {tokenizer.doc_id}
+    assert told & tokenizer.control_ids < new < told
+    for name, settings, moved in (
+        ("chat", {}, told & tokenizer.control_ids),
+        ("corpus", {"corpus": corpus, "replay": {"coef": 0.0}}, new),
+        ("none", {"corpus": corpus, "lora": LORA.model_copy(update={"new_tokens": False})}, set[int]()),
+    ):
+        run_sft(place, model_dir, tmp_path / name, epochs=1, **settings)
+        after = hub.load(tmp_path / name).state_dict()["model.embed_tokens.weight"]
+        assert set((after != before).any(1).nonzero().flatten().tolist()) == moved
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"rank": 3}, {"alpha": 1.0}, {"rslora": True}, {"targets": ("q_proj",)}],
@@ -174,7 +199,7 @@ def test_a_part_of_the_weights_can_learn(place: Path, model_dir: Path, tmp_path:
     with pytest.raises(UsageError, match="lora and train"):
         run_sft(place, model_dir, tmp_path / "both", train=("*norm.weight",))
     with pytest.raises(UsageError, match=r"did you mean 'q_proj'"):
-        run_sft(place, model_dir, tmp_path / "typo", lora=Lora(targets=("q_prj",)))
+        run_sft(place, model_dir, tmp_path / "typo", lora=Adapters(targets=("q_prj",)))
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -317,7 +342,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
     (newest, *_) = sorted(broken.glob("checkpoint-*"))
     held = {name: load_file(newest / f"{name}.safetensors") for name in modules}
     for name in modules - ({"critic"} if run is run_ppo else set()):
-        assert all("lora_" in key or key == "score/weight" for key in held[name]), (
+        assert all("lora_" in key or key.endswith(("score/weight", "/rows")) for key in held[name]), (
             "a checkpoint of frozen weights"
         )
     got = run(place, model_dir, broken, every=2)

@@ -82,6 +82,13 @@ class Corpus:
             )
         return found
 
+    def counts(self, most: int = 10_000_000) -> NDArray[np.int64]:
+        """[vocab_size] How often each token stands among the first `most` of every training shard."""
+        found = np.zeros(self.vocab_size, dtype=np.int64)
+        for shard in self.split("train"):
+            found += np.bincount(shard.tokens[:most], minlength=self.vocab_size)
+        return found
+
     @classmethod
     def open(cls, path: Path) -> Corpus:
         """Map a corpus directory. Raises `ArtifactError` naming a missing, short or foreign file."""

@@ -146,7 +146,12 @@ def _load_adapted(
         raise ArtifactError(
             "the adapters fit no layer", got=", ".join(saved.adapter.targets), where=directory / peft.CONFIG
         )
-    lora.attach(model, replace(saved.adapter, targets=targets))
+    try:
+        lora.attach(model, replace(saved.adapter, targets=targets))
+    except UsageError as error:
+        raise ArtifactError(
+            error.what, got=error.got, expected=error.expected, where=directory / peft.CONFIG
+        ) from None
     peft.fill(model, saved, directory)
     return model
 

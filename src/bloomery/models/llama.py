@@ -18,6 +18,7 @@ from bloomery.errors import UsageError
 from bloomery.models.cache import KVCache
 from bloomery.models.config import LlamaConfig
 from bloomery.models.layers import Block, Reading, RMSNorm, by_products, product_dtype, rope_tables
+from bloomery.models.rows import TokenRows
 
 
 def segment_positions(segments: Tensor) -> Tensor:
@@ -183,8 +184,8 @@ class Llama(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., V] of the token that comes next, for hidden states [..., D]. Index `hidden` first
         where only some positions matter: this product is the dearest of a small model."""
-        tied = self.config.tie_word_embeddings
-        return F.linear(hidden, self.model.embed_tokens.weight if tied else self.lm_head.weight)
+        table = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return table.logits(hidden) if isinstance(table, TokenRows) else F.linear(hidden, table.weight)
 
 
 class ScalarModel(nn.Module):

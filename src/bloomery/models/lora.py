@@ -3,7 +3,7 @@ y = W x + (alpha / r) B A x (LoRA, Hu et al. 2021, arXiv 2106.09685, equation 3 
 
 The base keeps its parameters and their names; an adapted layer has `lora_A` [r, in] and `lora_B` [out, r] as
 well. Without its adapters a model computes what its base does, bit for bit: a policy that learns by adapters
-is its own frozen reference (`Bare`).
+is its own frozen reference (`Bare`). Beside them the vectors of some tokens can learn (`rows.TokenRows`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bloomery import seeds
 from bloomery.errors import UsageError, nearest
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import Llama, ScalarModel
+from bloomery.models.rows import TokenRows
 
 M = TypeVar("M", bound=nn.Module)
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -31,8 +32,9 @@ LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 class Adapter:
     """What the adapters of a model have in common.
 
-    `targets` name layers by the end of their name, as PEFT's `target_modules`. `base` is the directory of the
-    model that was frozen, to which an adapter directory points. Raises `UsageError` for what is out of range.
+    `targets` name layers by the end of their name, as PEFT's `target_modules`. The rows of `tokens` in the
+    embedding, and in a language head of its own, learn as well. `base` is the directory of the model that was
+    frozen, to which an adapter directory points. Raises `UsageError` for what is out of range.
     """
 
     rank: int
@@ -40,6 +42,7 @@ class Adapter:
     targets: tuple[str, ...] = LAYERS
     rslora: bool = False
     base: Path | None = None
+    tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -48,6 +51,8 @@ class Adapter:
             raise UsageError("the alpha of adapters must be positive and finite", got=self.alpha)
         if not self.targets:
             raise UsageError("adapters need at least one target", expected=", ".join(LAYERS))
+        if len(set(self.tokens)) < len(self.tokens) or any(token < 0 for token in self.tokens):
+            raise UsageError("tokens with rows of their own are different ids", got=self.tokens)
 
     @property
     def scale(self) -> float:
@@ -62,6 +67,7 @@ class LoraLinear(nn.Module):
     It is no `nn.Linear`, so that code which reads weights instead of calling layers leaves this one alone.
     """
 
+    learns = ("lora_A", "lora_B")
     weight: Tensor
     bias: nn.Parameter | None
     merged: Tensor | None
@@ -103,8 +109,9 @@ def attach(model: Llama | ScalarModel, adapter: Adapter, *, seed: int = 0) -> No
     """Put adapters on the layers that `adapter` names. From then on only they learn, and a scalar head.
 
     A ~ uniform(-1, 1) / sqrt(in) from the stream (seed, "lora", the layer's name) and B = 0, as in PEFT: the
-    model computes what it did. Only layers of the trunk can be named, never the embeddings or a head. Raises
-    `UsageError` for a target that no layer fits (naming the nearest), and for a model that has adapters.
+    model computes what it did. Only layers of the trunk can be named, never the embeddings or a head; of
+    those, the rows of `adapter.tokens` learn, from what they are. Raises `UsageError` for a target that no
+    layer fits (naming the nearest), for tokens beyond the vocabulary, and for a model that has adapters.
     """
     if adapter_of(model) is not None:
         raise UsageError("the model has adapters already", do="fold() them into its weights first")
@@ -114,12 +121,20 @@ def attach(model: Llama | ScalarModel, adapter: Adapter, *, seed: int = 0) -> No
             known = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
             hint = nearest(target, [*known, *linear])
             raise UsageError(f"no layer is called '{target}'{hint}", expected=", ".join(known))
+    if adapter.tokens and max(adapter.tokens) >= model.config.vocab_size:
+        raise UsageError(
+            "a token with a row of its own is not in the vocabulary",
+            got=max(adapter.tokens),
+            expected=f"less than {model.config.vocab_size}",
+        )
     model.requires_grad_(False)
     for name, layer in linear.items():
         if any(_fits(name, target) for target in adapter.targets):
             adapted = LoraLinear(layer, adapter)
             _draw(adapted.lora_A, seed, name)
             model.set_submodule(name, adapted)
+    for name, table in _tables(model).items() if adapter.tokens else ():
+        model.set_submodule(name, TokenRows(table, adapter.tokens))
     if isinstance(model, ScalarModel):
         model.score.requires_grad_(True)
 
@@ -130,14 +145,14 @@ def fitting(model: Llama | ScalarModel, targets: Sequence[str]) -> tuple[str, ..
     return tuple(target for target in targets if any(_fits(name, target) for name in linear))
 
 
-def adapted(model: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with an adapter, by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+def adapted(model: nn.Module) -> dict[str, LoraLinear | TokenRows]:
+    """The layers with an adapter, and the tables with rows of their own, by name."""
+    return {n: layer for n, layer in model.named_modules() if isinstance(layer, LoraLinear | TokenRows)}
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
     """What its adapters have in common; None for a model without."""
-    return next((layer.adapter for layer in adapted(model).values()), None)
+    return next((layer.adapter for layer in model.modules() if isinstance(layer, LoraLinear)), None)
 
 
 @contextmanager
@@ -175,8 +190,9 @@ class Bare:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores [..., V]: no head has an adapter."""
-        return self.model.logits(hidden)
+        """Scores [..., V]."""
+        with without(self.model):
+            return self.model.logits(hidden)
 
 
 def share(model: nn.Module, other: nn.Module) -> int:
@@ -198,14 +214,16 @@ def share(model: nn.Module, other: nn.Module) -> int:
 def merge(model: nn.Module) -> None:
     """Compute with W + (alpha / r) B A, one product a layer, until `unmerge`: equal to rounding, for reading
     only. W stays beside it, so `unmerge` brings back every bit, and what is saved does not change."""
-    for layer in adapted(model).values():
-        layer.merged = layer.whole()
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear):
+            layer.merged = layer.whole()
 
 
 def unmerge(model: nn.Module) -> None:
     """Compute with W and the adapters apart again."""
-    for layer in adapted(model).values():
-        layer.merged = None
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear):
+            layer.merged = None
 
 
 @torch.no_grad()
@@ -221,8 +239,12 @@ def fold(model: M) -> M:
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state with its adapters folded in, under the base's names; the model stays as it is."""
-    state = {n: t for n, t in model.state_dict().items() if not n.endswith((".lora_A", ".lora_B"))}
-    return state | {f"{name}.weight": layer.whole() for name, layer in adapted(model).items()}
+    layers, state = adapted(model), model.state_dict()
+    for name, layer in layers.items():
+        state |= {f"{name}.weight": layer.whole()}
+        for part in layer.learns:
+            del state[f"{name}.{part}"]
+    return state
 
 
 def learning(model: nn.Module) -> nn.Module:
@@ -241,6 +263,14 @@ def _linear(model: Llama | ScalarModel) -> dict[str, nn.Linear]:
         for name, layer in model.named_modules()
         if name.startswith("model.") and isinstance(layer, nn.Linear)
     }
+
+
+def _tables(model: Llama | ScalarModel) -> dict[str, nn.Embedding | nn.Linear]:
+    """Where a token has a row: the embedding, and a language head that is not the same."""
+    tables: dict[str, nn.Embedding | nn.Linear] = {"model.embed_tokens": model.model.embed_tokens}
+    if isinstance(model, Llama) and not model.config.tie_word_embeddings:
+        tables["lm_head"] = model.lm_head
+    return tables
 
 
 def _fits(name: str, target: str) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bloomery.models.layers import Attention, Block, SwiGLU
 from bloomery.models.llama import Llama
 from bloomery.models.lora import LoraLinear
+from bloomery.models.rows import TokenRows
 
 # Rows for which oneDNN chooses a weight's layout; any number of rows may be multiplied.
 USUAL_ROWS = 64
@@ -46,9 +47,9 @@ class Product(nn.Module):
         return parts
 
 
-def _whole(layer: nn.Linear | LoraLinear) -> Tensor:
-    """A layer's weight; one with an adapter has two summands."""
-    return layer.whole() if isinstance(layer, LoraLinear) else layer.weight.detach()
+def _whole(layer: nn.Linear | nn.Embedding | LoraLinear | TokenRows) -> Tensor:
+    """A layer's weight, with what an adapter or rows of its own make of it."""
+    return layer.whole() if isinstance(layer, LoraLinear | TokenRows) else layer.weight.detach()
 
 
 def _has_onednn() -> bool:
@@ -107,11 +108,10 @@ class PackedLlama(Llama):
 
 def _unembedding(model: Llama) -> nn.Linear:
     """The language head as a layer, for tied embeddings a view of them."""
-    if not model.config.tie_word_embeddings:
-        return model.lm_head
-    vocabulary, width = model.model.embed_tokens.weight.shape
+    table = model.model.embed_tokens if model.config.tie_word_embeddings else model.lm_head
+    vocabulary, width = table.weight.shape
     layer = nn.Linear(width, vocabulary, bias=False, device="meta")
-    layer.weight = model.model.embed_tokens.weight
+    layer.weight = nn.Parameter(_whole(table), requires_grad=False)
     return layer
 
 

@@ -30,6 +30,7 @@ from bloomery.models.lora import Adapter, adapted
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "adapter_notes.json"
 PREFIX = "base_model.model."
 HEAD = "score.weight"
+ROWS = ".token_adapter.trainable_tokens_delta"
 TASKS: Mapping[Kind, str] = {"causal": "CAUSAL_LM", "scalar": "SEQ_CLS"}
 # Read below, or without effect on what finished adapters compute.
 KNOWN = frozenset(
@@ -46,6 +47,7 @@ KNOWN = frozenset(
         "r",
         "revision",
         "target_modules",
+        "trainable_token_indices",
         "use_rslora",
     }
 )
@@ -143,7 +145,7 @@ def fill(model: Llama | ScalarModel, saved: Saved, directory: Path) -> None:
     Raises `ArtifactError` naming a tensor that is missing, of another shape, or for no adapter of the model.
     """
     path, state = directory / WEIGHTS, model.state_dict()
-    expected = {f"{name}.{part}" for name in adapted(model) for part in ("lora_A", "lora_B")}
+    expected = {f"{name}.{part}" for name, layer in adapted(model).items() for part in layer.learns}
     if strange := sorted(set(saved.tensors) - expected - {HEAD}):
         raise ArtifactError(f"tensor '{strange[0]}' is for no adapter of this model", where=path)
     if missing := sorted(expected - set(saved.tensors)):
@@ -173,7 +175,11 @@ def write(model: Llama | ScalarModel, adapter: Adapter, directory: Path) -> None
         raise UsageError(
             "nobody said which model these adapters are for", do="give them a base, or save with merge"
         )
-    tensors = {name: t for name, t in model.state_dict().items() if name.endswith((".lora_A", ".lora_B"))}
+    tensors = {
+        f"{name}.{part}": getattr(layer, part)
+        for name, layer in adapted(model).items()
+        for part in layer.learns
+    }
     kind: Kind = "causal"
     shift = None
     if isinstance(model, ScalarModel):
@@ -185,10 +191,7 @@ def write(model: Llama | ScalarModel, adapter: Adapter, directory: Path) -> None
 
 def store(saved: Saved, directory: Path, base: str) -> None:
     """Write the files of an adapter directory; `base` is what they name as their base model."""
-    stored = {
-        PREFIX + (name if name == HEAD else f"{name}.weight"): tensor.detach().cpu().contiguous()
-        for name, tensor in saved.tensors.items()
-    }
+    stored = {_theirs(name): tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
     with replacing(directory / WEIGHTS) as temporary:
         safetensors.torch.save_file(stored, temporary, metadata={"format": "pt"})
     notes: dict[str, Any] = {} if saved.base_digest is None else {"base_digest": saved.base_digest}
@@ -209,6 +212,11 @@ def store(saved: Saved, directory: Path, base: str) -> None:
         "task_type": TASKS[saved.kind],
         "use_rslora": adapter.rslora,
     }
+    if adapter.tokens:
+        tables = [name.split(".")[-2] for name in saved.tensors if name.endswith(".rows")]
+        ids = list(adapter.tokens)
+        # A plain list is for the embedding, and for a head that is tied to it.
+        tree["trainable_token_indices"] = ids if len(tables) == 1 else dict.fromkeys(tables, ids)
     write_json(directory / CONFIG, tree)
 
 
@@ -233,13 +241,30 @@ def _read_tensors(directory: Path, kind: Kind) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path, name, tensor in file_tensors(directory, WEIGHTS):
         check_finite(name, tensor, path)
-        inner = name.removeprefix(PREFIX)
-        plain = inner.removesuffix(".weight")
-        ours = plain if plain.endswith((".lora_A", ".lora_B")) else inner
-        if not name.startswith(PREFIX) or (ours == inner and (inner, kind) != (HEAD, "scalar")):
+        ours = _ours(name)
+        if ours is None or (ours == HEAD and kind != "scalar"):
             raise ArtifactError(f"tensor '{name}' is not part of an adapter", where=path)
         found[ours] = tensor
     return found
+
+
+def _ours(name: str) -> str | None:
+    """A tensor's name in an adapted model, from that in a file; None for what no adapter has."""
+    inner = name.removeprefix(PREFIX)
+    if inner.endswith((".lora_A.weight", ".lora_B.weight")):
+        inner = inner.removesuffix(".weight")
+    elif inner.endswith(ROWS):
+        inner = inner.removesuffix(ROWS) + ".rows"
+    elif inner != HEAD:
+        return None
+    return inner if name.startswith(PREFIX) else None
+
+
+def _theirs(name: str) -> str:
+    """The other way round."""
+    if name.endswith(".rows"):
+        return PREFIX + name.removesuffix(".rows") + ROWS
+    return PREFIX + (name if name == HEAD else f"{name}.weight")
 
 
 def _adapter(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path, base: Path) -> Adapter:
@@ -250,13 +275,25 @@ def _adapter(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path,
             "r, lora_alpha or use_rslora is not usable", got=(rank, alpha, rslora), where=path
         )
     if isinstance(targets, str):  # A pattern: it is not run, the tensors tell which layers it fitted.
-        targets = sorted({name.rpartition(".")[0] for name in tensors if name != HEAD})
+        targets = sorted({n.rpartition(".")[0] for n in tensors if n.endswith((".lora_A", ".lora_B"))})
     if not isinstance(targets, list) or not all(isinstance(one, str) for one in targets):
         raise ArtifactError("target_modules is not a list of names", got=targets, where=path)
     try:
-        return Adapter(rank, float(alpha), tuple(sorted(targets)), rslora, base)
+        tokens = _tokens(tree.get("trainable_token_indices"), path)
+        return Adapter(rank, float(alpha), tuple(sorted(targets)), rslora, base, tokens)
     except UsageError as error:
         raise ArtifactError(error.what, got=error.got, where=path) from None
+
+
+def _tokens(told: Any, path: Path) -> tuple[int, ...]:
+    """The ids with rows of their own: a list, or for each table the same list."""
+    lists = list(told.values()) if isinstance(told, dict) else [told or []]
+    ids = lists[0] if lists else []
+    if any(one != ids for one in lists) or not (isinstance(ids, list) and all(type(i) is int for i in ids)):
+        raise ArtifactError(
+            "trainable_token_indices is not a list of ids, one for all tables", got=told, where=path
+        )
+    return tuple(ids)
 
 
 def _path_from(directory: Path, base: Path) -> str:

@@ -162,10 +162,17 @@ def read_all(
 
 
 def tune(
-    model: Llama | ScalarModel, *, base: Path, lora: Lora | None, train: Sequence[str] = (), seed: int
+    model: Llama | ScalarModel,
+    *,
+    base: Path,
+    lora: Lora | None,
+    train: Sequence[str] = (),
+    tokens: Sequence[int] = (),
+    seed: int,
 ) -> nn.Module:
-    """Decide what of a model that was read from `base` learns: all of it, adapters, or the parameters whose
-    names the patterns in `train` fit. Returns what a checkpoint must hold: the part that learns.
+    """Decide what of a model that was read from `base` learns: all of it, adapters (and beside them the
+    vectors of some tokens), or the parameters whose names the patterns in `train` fit. Returns what a
+    checkpoint must hold: the part that learns.
 
     Raises `UsageError` for adapters and patterns at once, and for names that there are not.
     """
@@ -174,7 +181,7 @@ def tune(
     elif train:
         raise UsageError("lora and train are two ways to train a part of a model", do="give one of them")
     else:
-        chosen = adapters.Adapter(lora.rank, lora.alpha, lora.targets, lora.rslora, base)
+        chosen = adapters.Adapter(lora.rank, lora.alpha, lora.targets, lora.rslora, base, tuple(tokens))
         adapters.attach(model, chosen, seed=seed)
     return adapters.learning(model)
 

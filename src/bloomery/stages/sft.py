@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from bloomery.data.batches import TokenBatch, pack
 from bloomery.data.loader import ahead, batch_indices
@@ -28,6 +29,14 @@ from bloomery.train.together import together
 from bloomery.types import Conversation
 
 
+class Adapters(Lora):
+    """Adapters for a model that is to learn a chat."""
+
+    new_tokens: bool = True
+    """Rows of the embedding learn too, for tokens that the base has not read: the chat's own, and with
+    `corpus` those that it does not hold."""
+
+
 class Sft(Section):
     """Fine-tune a model on demonstrations; only what the assistant says is trained on."""
 
@@ -36,7 +45,7 @@ class Sft(Section):
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
-    lora: Lora | None = None
+    lora: Adapters | None = None
     """Learn by adapters beside the frozen model; the result is a directory of adapters."""
     train: tuple[str, ...] = ()
     """Names of the parameters to train, `*` for anything; all when not given."""
@@ -73,7 +82,7 @@ def run(recipe: Sft, out: Path) -> None:
         held_out = [e for name, e in fit if is_held_out(name, recipe.held_out)]
         training = [(name, e) for name, e in fit if not is_held_out(name, recipe.held_out)]
         corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
-        learning = tune(model, base=recipe.model, lora=recipe.lora, train=recipe.train, seed=recipe.seed)
+        learning = part_of(model, recipe, chat, [e for _, e in training])
         optimizer = recipe.optimiser.over(model)
         run.track(model=learning, optimizer=optimizer)
         total = max(1, round(recipe.epochs * len(training) / recipe.batch))
@@ -130,6 +139,19 @@ def rendered(
     if len(fit) < len(found):
         say(f"left out {len(found) - len(fit)} conversations longer than the context")
     return fit
+
+
+def part_of(model: Llama, recipe: Sft, chat: Chat, examples: Sequence[Rendered]) -> nn.Module:
+    """What of the model learns from some examples."""
+    lora, seed, tokens = recipe.lora, recipe.seed, list[int]()
+    if lora is not None and lora.new_tokens:
+        told = {token for e in examples for token in e.tokens}
+        new = told & chat.tokenizer.control_ids
+        if recipe.corpus is not None:
+            read = Corpus.open(recipe.corpus).counts()
+            new |= {token for token in told if token >= len(read) or not read[token]}
+        tokens = sorted(new)
+    return tune(model, base=recipe.model, lora=lora, train=recipe.train, tokens=tokens, seed=seed)
 
 
 def backward(model: Llama, parts: Sequence[TokenBatch], autocast: Context) -> dict[str, float]:
