@@ -1,11 +1,12 @@
-"""Fine-tuning of all weights, of adapters and of the last layers, from the same base and demonstrations.
+"""All weights, adapters and the last layers: fine-tuned from the same base, and PPO from the same SFT model.
 
     python benchmarks/adapters.py runs/seeds/seed-0 runs/seeds/seed-1 runs/seeds/seed-2 [--out runs/adapters]
         [--only "rank 8" ...] [--table]
 
-Each directory is a finished default journey (benchmarks/three_seeds.py makes them), whose own SFT model is
-"all weights". Finished parts are not repeated; --table prints what is there. Prints the table of
-docs/results.md and writes adapters.json and curve-lora.svg, the losses over the steps.
+Each directory is a finished default journey (benchmarks/three_seeds.py makes them), whose own models are
+"all weights". Finished parts are not repeated; --table prints what is there. Prints the tables of
+docs/results.md and writes adapters.json and curve-lora.svg: held-out loss and the oracle's grade over the
+steps.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from curves import logged, over_seeds
-from methods import inputs, make, of_evaluation, spread
+from methods import inputs, make, of_evaluation, spread, trained
 from pictures import COLOURS, Panel, picture
 from three_seeds import where
 
-ALL = "all weights"
-LAST = ["model.layers.2.*", "model.layers.3.*", "model.norm.weight"]
-# name -> what differs from the SFT stage's defaults; a thin matrix needs a higher rate than the one beside it
+ALL, PPO = "all weights", "PPO, all weights"
+LAST = ["model.layers.2.*", "model.layers.3.*", "model.norm.weight", "model.embed_tokens.weight"]
+# name -> what differs from the stage's defaults; a thin matrix needs a higher rate than the one beside it
 SIDES: dict[str, dict[str, Any]] = {
     "rank 32": {"lora": {"rank": 32, "alpha": 64.0}, "optimiser": {"learning_rate": 3e-3}},
     "rank 8": {"lora": {"rank": 8, "alpha": 16.0}, "optimiser": {"learning_rate": 5e-3}},
-    "last two layers": {"train": LAST},
-    "last two layers and embedding": {"train": [*LAST, "model.embed_tokens.weight"]},
+    "rank 8, no new tokens": {
+        "lora": {"rank": 8, "alpha": 16.0, "new_tokens": False},
+        "optimiser": {"learning_rate": 5e-3},
+    },
+    "last two layers, embedding": {"train": LAST},
+}
+REINFORCED: dict[str, dict[str, Any]] = {
+    f"PPO, rank {rank}": {"lora": {"rank": rank, "alpha": 2.0 * rank}, "optimiser": {"learning_rate": 5e-4}}
+    for rank in (32, 8)
 }
 # key -> title, how a number is written, and what it is multiplied by
 COLUMNS = {
@@ -40,6 +48,7 @@ COLUMNS = {
     "known_accuracy": ("known", ".1f", 100),
     "refuse_harmful_rate": ("refuses harmful", ".1f", 100),
     "bpb": ("bits/byte", ".3f", 1),
+    "kl": ("KL", ".2f", 1),
 }
 Rows = dict[str, list[dict[str, float]]]
 
@@ -48,7 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("journeys", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
-    parser.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES))
+    every = [*SIDES, *REINFORCED]
+    parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     arguments = parser.parse_args()
     rows: Rows = {}
@@ -57,16 +67,19 @@ def main() -> None:
         out = arguments.out / journey.name
         out.mkdir(parents=True, exist_ok=True)
         add(rows, runs, ALL, journey / "sft", journey / "evaluate-sft")
+        add(rows, runs, PPO, journey / "ppo-1", journey / "evaluate-rl-1")
         for name in arguments.only:
-            if tuned(journey, out, name, arguments.table):
+            if made(journey, out, name, arguments.table):
                 add(rows, runs, name, out / name, out / f"evaluate-{name}")
     (arguments.out / "adapters.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "curve-lora.svg").write_text(drawn(runs), encoding="utf-8")
     print(f"{where()}\n\n{table(rows)}")
 
 
-def tuned(journey: Path, out: Path, name: str, table: bool) -> bool:
+def made(journey: Path, out: Path, name: str, table: bool) -> bool:
     """Train a side and measure it like the journey's own model; whether both are there."""
+    if name in REINFORCED:
+        return trained(journey, out, name, ("ppo", REINFORCED[name]), table) is not None
     given = inputs(journey)
     recipe = {"model": str(journey / "base"), "corpus": given["corpus"], "seed": given["seed"]}
     recipe |= {"demonstrations": [str(journey / "world/demonstrations.jsonl")], **SIDES[name]}
@@ -79,8 +92,10 @@ def tuned(journey: Path, out: Path, name: str, table: bool) -> bool:
 
 
 def add(rows: Rows, runs: dict[str, list[Path]], name: str, run: Path, evaluation: Path) -> None:
-    found = of_evaluation(evaluation, 0.0) | {"loss": logged(run, "eval_loss")[-1][1]}
-    rows.setdefault(name, []).append(found | {"learning": float(learning(run))})
+    found = of_evaluation(evaluation, 0.0) | {"learning": float(learning(run))}
+    if losses := logged(run, "eval_loss"):
+        found["loss"] = losses[-1][1]
+    rows.setdefault(name, []).append(found)
     runs.setdefault(name, []).append(run)
 
 
@@ -94,28 +109,43 @@ def learning(run: Path) -> int:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     model = hub.load(run, merge=False)
     if lora.adapter_of(model) is None:
-        train_only(model, recipe["train"])
+        train_only(model, recipe.get("train", ()))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    lines = ["| | " + " | ".join(title for title, _, _ in COLUMNS.values()) + " | seeds |"]
-    lines.append("|---|" + "---:|" * (len(COLUMNS) + 1))
-    for name, found in rows.items():
-        cells = [f"{found[0]['learning']:,.0f}"]
-        for key, (_, form, times) in list(COLUMNS.items())[1:]:
-            cells.append(spread([times * row[key] for row in found if key in row], form))
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(found)} |")
-    return "\n".join(lines)
+    """Fine-tuning and PPO by themselves, each with the columns that it has."""
+    parts = []
+    for ppo in (False, True):
+        part = {name: rows[name] for name in order(rows) if name.startswith("PPO") is ppo}
+        columns = {key: told for key, told in COLUMNS.items() if any(key in row[0] for row in part.values())}
+        lines = ["| | " + " | ".join(title for title, _, _ in columns.values()) + " | seeds |"]
+        lines.append("|---|" + "---:|" * (len(columns) + 1))
+        for name, found in part.items():
+            cells = [f"{found[0]['learning']:,.0f}"]
+            for key, (_, form, times) in list(columns.items())[1:]:
+                cells.append(spread([times * row[key] for row in found if key in row], form))
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(found)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def order(names: Mapping[str, Any]) -> list[str]:
+    """All weights first."""
+    return [name for name in (ALL, *SIDES, PPO, *REINFORCED) if name in names]
 
 
 def drawn(runs: Mapping[str, Sequence[Path]]) -> str:
-    """Both losses over the steps: of demonstrations in training, and of held-out ones."""
+    """The loss of held-out demonstrations, and the oracle's grade of PPO's answers, over the steps."""
     panels = []
-    for title, key in (("Loss in training", "loss"), ("Loss of held-out demonstrations", "eval_loss")):
+    for ppo, title, key in (
+        (False, "Loss of held-out demonstrations", "eval_loss"),
+        (True, "PPO: the oracle’s grade", "gold/graded_reward"),
+    ):
+        names = [name for name in order(runs) if name.startswith("PPO") is ppo]
         found = [
-            over_seeds(name, [logged(run, key) for run in those], colour)
-            for (name, those), colour in zip(runs.items(), COLOURS, strict=False)
+            over_seeds(name.removeprefix("PPO, "), [logged(run, key) for run in runs[name]], colour)
+            for name, colour in zip(names, COLOURS, strict=False)
         ]
         panels.append(Panel(title, "step", found))
     return picture(*panels)

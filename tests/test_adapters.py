@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from bloomery.models import LlamaConfig, build, hub, lora
+from bloomery.stages.ppo import Ppo
 from bloomery.stages.sft import Sft
 from bloomery.text.tokenizer import Tokenizer
 
@@ -37,14 +38,20 @@ def test_every_side_is_one_that_the_stage_takes(adapters: ModuleType, tmp_path: 
         recipe = Sft.model_validate({"model": tmp_path, "demonstrations": (tmp_path,), **changed})
         assert (recipe.lora is not None) == name.startswith("rank"), name
         if recipe.lora is not None:
-            assert name == f"rank {recipe.lora.rank}"
+            assert name.startswith(f"rank {recipe.lora.rank}")
+            assert recipe.lora.new_tokens == ("no new" not in name)
         assert recipe.optimiser.kind == "adamw"
+    for name, changed in adapters.REINFORCED.items():
+        given = {"policy": tmp_path, "reference": tmp_path, "reward": tmp_path, "prompts": (tmp_path,)}
+        ppo = Ppo.model_validate({**given, **changed})
+        assert ppo.lora is not None
+        assert name == f"PPO, rank {ppo.lora.rank}"
 
 
 def test_what_learns_is_counted(adapters: ModuleType, base: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     hub.save(hub.load(base), whole, tokenizer_dir=base)
-    for patterns in ([], adapters.SIDES["last two layers"]["train"]):
+    for patterns in ([], adapters.LAST[:-1]):
         (whole / "recipe.yaml").write_text(yaml.safe_dump({"train": patterns}))
         model = hub.load(base)
         counted = {
@@ -62,21 +69,26 @@ def test_what_learns_is_counted(adapters: ModuleType, base: Path, tmp_path: Path
     assert adapters.learning(thin) == 4 * 3 * (4 * (32 + 32) + 3 * (32 + inner))
 
 
-def test_table_and_curves(adapters: ModuleType, tmp_path: Path) -> None:
+def test_tables_and_curves(adapters: ModuleType, tmp_path: Path) -> None:
     rows = {
-        "all weights": [{"learning": 1000.0, "loss": 0.5, "graded": -0.5, "known_accuracy": 0.9}],
+        "PPO, rank 8": [{"learning": 7.0, "graded": 0.5, "kl": 0.25}],
         "rank 8": [{"learning": 10.0, "loss": x, "graded": 0.25, "known_accuracy": 0.75} for x in (0.5, 0.7)],
+        "all weights": [{"learning": 1000.0, "loss": 0.5, "graded": -0.5, "known_accuracy": 0.9}],
     }
     said = adapters.table(rows).splitlines()
-    assert said[2] == "| all weights | 1,000 | 0.500 | -0.500 |  |  | 90.0 |  |  | 1 |"
+    assert said[0] == "| | learns | held-out loss | graded | known | seeds |"
+    assert said[2] == "| all weights | 1,000 | 0.500 | -0.500 | 90.0 | 1 |"
     assert said[3].startswith("| rank 8 | 10 | 0.600 (0.500 to 0.700) | +0.250 (+0.250 to +0.250) |")
-    assert said[3].endswith("| 75.0 (75.0 to 75.0) |  |  | 2 |")
+    assert said[3].endswith("| 75.0 (75.0 to 75.0) | 2 |")
+    assert said[5] == "| | learns | graded | KL | seeds |"
+    assert said[7] == "| PPO, rank 8 | 7 | +0.500 | 0.25 | 1 |"
     runs = {}
-    for name in rows:
+    for name in ("rank 8", "all weights", "PPO, rank 8", "PPO, rank 32"):
         runs[name] = [tmp_path / name]
         runs[name][0].mkdir()
-        found = [{"step": i, "loss": 1 / (i + 1), "eval_loss": 2.0} for i in range(9)]
+        found = [{"step": i, "gold/graded_reward": 1 / (i + 1), "eval_loss": 2.0} for i in range(9)]
         (runs[name][0] / "metrics.jsonl").write_text("\n".join(map(json.dumps, found)))
     tree = ElementTree.fromstring(adapters.drawn(runs))
     names = [span.text for span in tree.iter("{http://www.w3.org/2000/svg}tspan")]
-    assert names.count("rank 8") == 2
+    assert names[1:3] == ["all weights", "rank 8"]
+    assert names[4:] == ["rank 32", "rank 8"]
