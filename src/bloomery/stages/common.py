@@ -101,8 +101,9 @@ class Training(Compute):
     """Keep only what enters each layer and compute the rest again in the backward pass: less memory, more
     time, the same gradients."""
     compile: bool = False
-    """Compile the layers in the first steps (about a minute, logged as `timing/compile`): faster steps, the
-    same results to rounding. Bits are the same only between runs that compile."""
+    """Compile the layers in the first steps (tens of seconds on a CPU, a few where the same was compiled
+    before; logged as `timing/compile`): faster steps, the same results to rounding. Bits are the same only
+    between runs that compile."""
 
     def prepare(self, model: Llama | ScalarModel) -> None:
         """Make the model's layers compute as these settings say."""
