@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from bloomery.errors import nearest
 from mutations.catalogue import MUTATIONS
 from mutations.mutation import FORKS, HEAVY, Mutation, attempt, failing
 
@@ -23,10 +24,13 @@ ROOT = Path(__file__).parents[2]
 def main(words: Sequence[str], mutations: Sequence[Mutation] = MUTATIONS, root: Path = ROOT) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="mutations", description="Plant faults that the tests must notice.")
-    parser.add_argument("--only", metavar="NAME", action="append", choices=[m.name for m in mutations])
+    parser.add_argument("--only", metavar="NAME", action="append", help="a fault, or several by repetition")
     parser.add_argument("--list", action="store_true", help="name the faults and plant none")
     parser.add_argument("-j", type=int, choices=(1, 2), default=1, help="processes at a time")
     told = parser.parse_args(words)
+    names = [m.name for m in mutations]
+    for name in set(told.only or ()) - set(names):
+        parser.error(f"no fault is called '{name}'{nearest(name, names)}")
     chosen = [m for m in mutations if told.only is None or m.name in told.only]
     if told.list:
         for m in chosen:
