@@ -81,6 +81,13 @@ def test_what_cannot_be_written(tokenizer: Tokenizer, tmp_path: Path, corpus: Co
         write_shards(DOCUMENTS, tokenizer, tmp_path / "b", val_fraction=1.0)
 
 
+def test_a_corpus_is_that_of_one_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> None:
+    assert Corpus.open(corpus.path, tokenizer).tokenizer == tokenizer.digest
+    other = Tokenizer.train(["another text altogether"], 262)
+    with pytest.raises(UsageError, match="in the tokens of another tokenizer"):
+        Corpus.open(corpus.path, other)
+
+
 def test_damage_is_named(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"index\.json: cannot read the corpus"):
         Corpus.open(tmp_path)

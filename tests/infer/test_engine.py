@@ -12,6 +12,7 @@ from bloomery.errors import UsageError
 from bloomery.infer import Engine
 from bloomery.infer.sampling import Draw, sample
 from bloomery.models import Llama, LlamaConfig, build
+from bloomery.models.lora import Adapter, adapted, attach
 from bloomery.models.packed import Product
 from bloomery.types import SamplingParams
 
@@ -119,13 +120,20 @@ def test_logprobs_equal_those_a_trainer_recomputes(model: Llama, temperature: fl
         assert completion.logprobs == pytest.approx(expected, abs=1e-5)
 
 
-def test_products_in_bf16_are_those_of_a_forward_in_bf16(model: Llama) -> None:
+@pytest.mark.parametrize("adapters", [False, True])
+def test_products_in_bf16_are_those_of_a_forward_in_bf16(adapters: bool) -> None:
     """Under autocast, as training reads: log-probs are those of that forward, and not those of float32."""
+    model = random_model()
+    if adapters:
+        attach(model, Adapter(rank=4, alpha=8.0))
+        for layer in adapted(model).values():
+            torch.nn.init.normal_(layer.lora_B, std=0.2, generator=torch.Generator().manual_seed(1))
     prompts, _ = requests(12)
     params = [SamplingParams(max_tokens=12, seed=i) for i in range(12)]
     engine = Engine(model, stop_id=STOP, pad_id=PAD, products=torch.bfloat16)
     kept = {one.weight.dtype for one in engine._weights().modules() if isinstance(one, Product)}
-    assert kept == {part.dtype for part in engine._new_cache(1, 4).keys} == {torch.bfloat16}
+    assert adapters or kept == {torch.bfloat16}
+    assert {part.dtype for part in engine._new_cache(1, 4).keys} == {torch.bfloat16}
     of_bf16, of_fp32 = [], []
     for prompt, completion in zip(prompts, engine(prompts, params), strict=True):
         tokens = torch.tensor([[*prompt, *completion.tokens]])

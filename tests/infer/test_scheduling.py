@@ -533,6 +533,15 @@ def test_a_row_the_cache_does_not_have_yet_can_change_places_with_one_that_reads
         assert tuple(seq.tokens) == alone([seq.prompt], [params])[0].tokens
 
 
+@pytest.mark.parametrize("record", [None, recorded], ids=["plain", "recorded"])
+def test_one_token_each_fits_after_longer_answers(model: Llama, record: Any) -> None:
+    made = engine(model, stop_id=-1, record=record)
+    list(made.stream(prompts(5)[0], SamplingParams(max_tokens=3)))
+    seqs = [made.submit([token], SamplingParams(max_tokens=1)) for token in (30, 40)]
+    made.step()
+    assert [len(seq.tokens) for seq in seqs] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("record", "products"),
     [(None, None), (recorded, None), (recorded, torch.bfloat16)],

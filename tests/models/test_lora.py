@@ -3,6 +3,8 @@ learns, and that without them every bit of the base is there."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -358,6 +360,10 @@ def test_models_on_one_base_share_what_is_frozen_and_equal() -> None:
     frozen = {n: p for n, p in critic.named_parameters() if not p.requires_grad and n != "model.norm.weight"}
     assert lora.share(critic, policy) == 4 * sum(p.numel() for p in frozen.values())
     assert lora.share(critic, policy) == 0
+    held = [weakref.ref(parameter) for parameter in frozen.values()]
+    frozen = dict.fromkeys(frozen)  # the names alone
+    gc.collect()
+    assert not any(one() is not None for one in held), "memory that was said to be free"
     theirs = dict(policy.named_parameters())
     for name, parameter in critic.named_parameters():
         assert (parameter is theirs.get(name)) is (name in frozen), name

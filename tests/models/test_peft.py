@@ -323,6 +323,8 @@ def test_adapters_that_stand_on_one_another_are_refused(saved: Path, tmp_path: P
         ("init_lora_weights", "pissa"),
         ("modules_to_save", ["lm_head"]),
         ("trainable_token_indices", ["3"]),
+        ("trainable_token_indices", {"lm_head": [3]}),
+        ("trainable_token_indices", {"embed_tokens": [3], "o_proj": [3]}),
         ("trainable_token_indices", {"embed_tokens": [3], "lm_head": [4]}),
         ("trainable_token_indices", [3, 3]),
         ("trainable_token_indices", [3, 40]),
@@ -372,9 +374,16 @@ def test_rows_come_back_bit_for_bit_and_none_may_lack(base: Path, tmp_path: Path
     for name, changed in (("model.embed_tokens", [1, 7]), ("lm_head", [1, 7])):
         old, new = hub.load(base).state_dict()[f"{name}.weight"], whole[f"{name}.weight"]
         assert (old != new).any(1).nonzero().flatten().tolist() == changed
+    hub.save(again, tmp_path / "merged", merge=True)
+    merged = hub.load(tmp_path / "merged").state_dict()
+    assert all(torch.equal(t, merged[n]) for n, t in whole.items())
     edit_tensors(out, lambda w: w.pop("base_model.model.lm_head.token_adapter.trainable_tokens_delta"))
     with pytest.raises(ArtifactError, match=r"'lm_head\.rows' is missing"):
         hub.load(out)
+    edit_config(out, trainable_token_indices=[7, 1])  # of the embedding alone: the head is the base's
+    bare = hub.load(out).state_dict()
+    assert torch.equal(bare["lm_head.weight"], hub.load(base).state_dict()["lm_head.weight"])
+    assert torch.equal(bare["model.embed_tokens.weight"], whole["model.embed_tokens.weight"])
     edit_config(out, trainable_token_indices=None)
     with pytest.raises(ArtifactError, match=r"embed_tokens\.rows' is for no adapter"):
         hub.load(out)

@@ -23,14 +23,14 @@ from bloomery.stages import ppo, reward, sft
 from bloomery.stages.common import Optimiser
 from bloomery.stages.ppo import Ppo
 from bloomery.stages.reward import RewardRecipe
-from bloomery.stages.sft import Adapters, Sft
+from bloomery.stages.sft import ChatLora, Sft
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import step as update
 from bloomery.types import Document
 
 RATES = Optimiser(learning_rate=0.02, schedule="constant", warmup=0, weight_decay=0.0)
-LORA = Adapters(rank=2, alpha=4.0)
+LORA = ChatLora(rank=2, alpha=4.0)
 ASKED = [f"what is {word}" for word in tiny.WORDS]
 ADAPTERS = "adapter_model.safetensors"
 
@@ -199,7 +199,7 @@ def test_a_part_of_the_weights_can_learn(place: Path, model_dir: Path, tmp_path:
     with pytest.raises(UsageError, match="lora and train"):
         run_sft(place, model_dir, tmp_path / "both", train=("*norm.weight",))
     with pytest.raises(UsageError, match=r"did you mean 'q_proj'"):
-        run_sft(place, model_dir, tmp_path / "typo", lora=Adapters(targets=("q_prj",)))
+        run_sft(place, model_dir, tmp_path / "typo", lora=ChatLora(targets=("q_prj",)))
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -90,10 +90,19 @@ class Corpus:
         return found
 
     @classmethod
-    def open(cls, path: Path) -> Corpus:
-        """Map a corpus directory. Raises `ArtifactError` naming a missing, short or foreign file."""
+    def open(cls, path: Path, tokenizer: Tokenizer | None = None) -> Corpus:
+        """Map a corpus directory. Raises `ArtifactError` naming a missing, short or foreign file, and
+        `UsageError` where another tokenizer than the one given has written it."""
         path = Path(path)
         index = _read_index(path)
+        if tokenizer is not None and index["tokenizer"] != tokenizer.digest:
+            raise UsageError(
+                "the corpus is in the tokens of another tokenizer than the model's",
+                where=path,
+                got=index["tokenizer"][:12],
+                expected=tokenizer.digest[:12],
+                do="encode the text with the model's own tokenizer",
+            )
         dtype = np.dtype(index["dtype"])
         shards = tuple(_open_shard(path, entry, dtype) for entry in index["shards"])
         return cls(

@@ -218,7 +218,7 @@ class Engine:
         it writes there, after the tokens they hold, is written over by what comes next."""
         scheduler, model, rows = self._scheduler, self._weights(), len(running)
         newest = [[seq.last] for seq in running]
-        if self.record is None or scheduler.cache is None or scheduler.cache.max_len < 2:
+        if self.record is None:
             view = scheduler.view(0, rows, 1)
             return model.logits(model(torch.tensor(newest, device=self._device), cache=view)[:, -1])
         if self._steps is None:

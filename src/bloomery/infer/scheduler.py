@@ -187,7 +187,7 @@ class Scheduler:
         ):
             return cache
         rounded = -(-(tokens + PIECE // 2) // PIECE) * PIECE
-        tokens = max(tokens, self.longest if self.still else min(self.longest, rounded))
+        tokens = max(tokens, max(2, self.longest) if self.still else min(self.longest, rounded))
         if cache is None:
             self.cache = cache = self.new_cache(rows, tokens)
             return cache

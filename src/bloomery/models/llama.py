@@ -105,7 +105,8 @@ class Trunk(nn.Module):
             if again:
                 x = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(*given)
+                # Compiled blocks are for training: a cache has another shape with every step.
+                x = layer(*given) if cache is None else layer.forward(*given)
         if cache is not None:
             cache.advance(tokens.shape[1])
         out: Tensor = self.norm(x)

@@ -206,6 +206,8 @@ def share(model: nn.Module, other: nn.Module) -> int:
                 continue
             if same.device == mine.device and same.dtype == mine.dtype and torch.equal(same, mine):
                 module.register_parameter(leaf, same)
+                if isinstance(module, LoraLinear | TokenRows):
+                    module.plain()  # which held the other tensor
                 saved += mine.numel() * mine.element_size()
     return saved
 

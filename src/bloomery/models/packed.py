@@ -120,7 +120,8 @@ def pack(model: Llama, dtype: torch.dtype | None = None) -> Llama:
     Adapters are summed into the weights. With `dtype` the weights of its products are kept in that, for a
     forward under autocast to it.
 
-    A model whose projections are other layers than these is returned as it is.
+    A model whose projections are other layers than these is returned as it is; with `dtype` one with adapters
+    too, as their sum rounds otherwise than its two parts: log-probs would be others than a trainer's.
     """
     projections = (
         layer
@@ -128,6 +129,7 @@ def pack(model: Llama, dtype: torch.dtype | None = None) -> Llama:
         for part in (cast(Block, block).self_attn, cast(Block, block).mlp)
         for layer in part.children()
     )
-    if all(type(layer) in (nn.Linear, LoraLinear) for layer in projections):
+    kinds = (nn.Linear, LoraLinear) if dtype is None else (nn.Linear,)
+    if all(type(layer) in kinds for layer in projections):
         return PackedLlama(model, dtype)
     return model

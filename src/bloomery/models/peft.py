@@ -9,7 +9,7 @@ computation and is not computed here is refused, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from os.path import relpath
@@ -31,6 +31,7 @@ CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "ad
 PREFIX = "base_model.model."
 HEAD = "score.weight"
 ROWS = ".token_adapter.trainable_tokens_delta"
+HEAD_ROWS = "lm_head.rows"
 TASKS: Mapping[Kind, str] = {"causal": "CAUSAL_LM", "scalar": "SEQ_CLS"}
 # Read below, or without effect on what finished adapters compute.
 KNOWN = frozenset(
@@ -148,7 +149,7 @@ def fill(model: Llama | ScalarModel, saved: Saved, directory: Path) -> None:
     expected = {f"{name}.{part}" for name, layer in adapted(model).items() for part in layer.learns}
     if strange := sorted(set(saved.tensors) - expected - {HEAD}):
         raise ArtifactError(f"tensor '{strange[0]}' is for no adapter of this model", where=path)
-    if missing := sorted(expected - set(saved.tensors)):
+    if missing := sorted(expected - set(saved.tensors) - {HEAD_ROWS}):
         raise ArtifactError(f"tensor '{missing[0]}' is missing", got=f"{len(missing)} missing", where=path)
     for name, tensor in saved.tensors.items():
         if tensor.shape != state[name].shape:
@@ -279,20 +280,23 @@ def _adapter(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path,
     if not isinstance(targets, list) or not all(isinstance(one, str) for one in targets):
         raise ArtifactError("target_modules is not a list of names", got=targets, where=path)
     try:
-        tokens = _tokens(tree.get("trainable_token_indices"), path)
+        tokens = _tokens(tree.get("trainable_token_indices"), tensors, path)
         return Adapter(rank, float(alpha), tuple(sorted(targets)), rslora, base, tokens)
     except UsageError as error:
         raise ArtifactError(error.what, got=error.got, where=path) from None
 
 
-def _tokens(told: Any, path: Path) -> tuple[int, ...]:
-    """The ids with rows of their own: a list, or for each table the same list."""
-    lists = list(told.values()) if isinstance(told, dict) else [told or []]
-    ids = lists[0] if lists else []
-    if any(one != ids for one in lists) or not (isinstance(ids, list) and all(type(i) is int for i in ids)):
-        raise ArtifactError(
-            "trainable_token_indices is not a list of ids, one for all tables", got=told, where=path
-        )
+def _tokens(told: Any, tensors: Container[str], path: Path) -> tuple[int, ...]:
+    """The ids with rows of their own in the embedding, and in the head where it is named as well: else its
+    rows are those of the base."""
+    tables = told if isinstance(told, dict) else {"embed_tokens": told or []}
+    ids = tables.get("embed_tokens")
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        raise ArtifactError("trainable_token_indices names no rows of embed_tokens", got=told, where=path)
+    if not set(tables) <= {"embed_tokens", "lm_head"} or tables.get("lm_head", ids) != ids:
+        raise ArtifactError("trainable_token_indices differs between tables", got=told, where=path)
+    if "lm_head" in tables and HEAD_ROWS not in tensors:
+        raise ArtifactError(f"tensor '{HEAD_ROWS}' is missing", where=path.with_name(WEIGHTS))
     return tuple(ids)
 
 

@@ -19,18 +19,23 @@ class TokenRows(nn.Module):
     learns = ("rows",)
     weight: Tensor
     ids: Tensor
+    place: Tensor
 
     def __init__(self, table: nn.Embedding | nn.Linear, ids: Sequence[int]) -> None:
         super().__init__()
         self._plain = (table,)  # in a tuple, so that it is no part of this module
         self.weight = table.weight
-        self.register_buffer("ids", torch.tensor(ids, device=table.weight.device), persistent=False)
-        self.rows = nn.Parameter(table.weight.detach()[list(ids)].clone())
+        named = torch.tensor(ids, device=self.weight.device)
+        place = torch.full((len(self.weight),), -1, device=self.weight.device)
+        place[named] = torch.arange(len(ids), device=self.weight.device)
+        self.register_buffer("ids", named, persistent=False)
+        self.register_buffer("place", place, persistent=False)  # of a token among them, or -1
+        self.rows = nn.Parameter(self.weight.detach()[named])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        among = tokens[..., None] == self.ids
-        own = F.embedding(among.int().argmax(-1), self.rows)
-        return torch.where(among.any(-1, keepdim=True), own, F.embedding(tokens, self.weight))
+        place = self.place[tokens]
+        own = F.embedding(place.clamp(min=0), self.rows)
+        return torch.where((place >= 0)[..., None], own, F.embedding(tokens, self.weight))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., V] for hidden states [..., D]."""

@@ -24,6 +24,7 @@ from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs
 from bloomery.recipe import Section
 from bloomery.seeds import derive
+from bloomery.text.tokenizer import Tokenizer
 from bloomery.train import optim, precision, schedule
 
 T = TypeVar("T")
@@ -138,6 +139,10 @@ class Replay(Section):
     """Rows of text in a step."""
     length: int | None = Field(None, ge=2)
     """Tokens of a row; the model's context when not given."""
+
+    def open(self, corpus: Path | None, tokenizer: Tokenizer) -> Corpus | None:
+        """The text, if there is some and it weighs anything."""
+        return Corpus.open(corpus, tokenizer) if corpus is not None and self.coef > 0 else None
 
     def text(self, model: Llama, corpus: Corpus, seed: int, step: int) -> TokenBatch:
         """A step's text."""

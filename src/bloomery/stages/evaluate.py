@@ -206,7 +206,8 @@ def bits(recipe: Evaluate, model: Llama) -> dict[str, Any] | None:
     if recipe.corpus is None:
         return None
     length = model.config.max_position_embeddings
-    return _json(held_out_bits(model, Corpus.open(recipe.corpus), length=length, seed=recipe.seed))
+    corpus = Corpus.open(recipe.corpus, Tokenizer.load(recipe.model))
+    return _json(held_out_bits(model, corpus, length=length, seed=recipe.seed))
 
 
 def plain_rows(

@@ -115,7 +115,7 @@ def run(recipe: Ppo, out: Path) -> None:
         critic = hub.load_beside(recipe.reward, actor)
         for model in (actor, critic):
             recipe.compute.prepare(model)
-        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.ptx_coef > 0 else None
+        corpus = Corpus.open(recipe.corpus, chat.tokenizer) if recipe.corpus and recipe.ptx_coef > 0 else None
         optimizer, critic_optimizer = recipe.optimiser.over(actor), recipe.critic.over(critic)
         best = Best(recipe.stop_rule, learning, sampler.asked) if recipe.stop_rule else None
         mean = optim.averaged(learning, recipe.ema) if recipe.ema is not None else None

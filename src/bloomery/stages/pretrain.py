@@ -58,7 +58,8 @@ class Pretrain(Section):
 def run(recipe: Pretrain, out: Path) -> None:
     autocast, device = recipe.compute.setup()
     with Run(out, stage="pretrain", recipe=recipe, checkpoint_every=recipe.compute.checkpoint_every) as run:
-        tokenizer, corpus = Tokenizer.load(recipe.tokenizer), Corpus.open(recipe.corpus)
+        tokenizer = Tokenizer.load(recipe.tokenizer)
+        corpus = Corpus.open(recipe.corpus, tokenizer)
         shape = recipe.model
         model = Llama(
             LlamaConfig.shape(

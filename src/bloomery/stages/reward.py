@@ -18,7 +18,6 @@ from torch import Tensor
 
 from bloomery.data.batches import TokenBatch
 from bloomery.data.loader import ahead, batch_indices
-from bloomery.data.shards import Corpus
 from bloomery.data.sources import OnBadRow, read_rankings
 from bloomery.errors import UsageError
 from bloomery.evals.comparisons import Scored
@@ -131,7 +130,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             model = ScalarModel.from_causal(reader, seed=recipe.seed).to(device)
         # The language model that replays text reads with the trunk that is being trained.
         reader.to(device).model = model.model
-        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
+        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer)
         rankings = read_all(read_rankings, recipe.rankings, recipe.on_bad_row, run.line)
         slates = make_slates(rankings, chat, recipe.use_corrections)
         limit = model.config.max_position_embeddings

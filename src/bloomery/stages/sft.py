@@ -29,12 +29,12 @@ from bloomery.train.together import together
 from bloomery.types import Conversation
 
 
-class Adapters(Lora):
+class ChatLora(Lora):
     """Adapters for a model that is to learn a chat."""
 
     new_tokens: bool = True
-    """Rows of the embedding learn too, for tokens that the base has not read: the chat's own, and with
-    `corpus` those that it does not hold."""
+    """Rows of the embedding learn too: of the chat's own tokens, and with `corpus` of those that it does not
+    hold, as a base that learned from it has never read them."""
 
 
 class Sft(Section):
@@ -45,7 +45,7 @@ class Sft(Section):
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read, or skip and count it."""
     seed: int = 0
-    lora: Adapters | None = None
+    lora: ChatLora | None = None
     """Learn by adapters beside the frozen model; the result is a directory of adapters."""
     train: tuple[str, ...] = ()
     """Names of the parameters to train, `*` for anything; all when not given."""
@@ -81,7 +81,7 @@ def run(recipe: Sft, out: Path) -> None:
         fit = rendered(conversations, chat, model.config.max_position_embeddings, run.line)
         held_out = [e for name, e in fit if is_held_out(name, recipe.held_out)]
         training = [(name, e) for name, e in fit if not is_held_out(name, recipe.held_out)]
-        corpus = Corpus.open(recipe.corpus) if recipe.corpus and recipe.replay.coef > 0 else None
+        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer)
         learning = part_of(model, recipe, chat, [e for _, e in training])
         optimizer = recipe.optimiser.over(model)
         run.track(model=learning, optimizer=optimizer)
@@ -148,8 +148,8 @@ def part_of(model: Llama, recipe: Sft, chat: Chat, examples: Sequence[Rendered])
         told = {token for e in examples for token in e.tokens}
         new = told & chat.tokenizer.control_ids
         if recipe.corpus is not None:
-            read = Corpus.open(recipe.corpus).counts()
-            new |= {token for token in told if token >= len(read) or not read[token]}
+            read = Corpus.open(recipe.corpus, chat.tokenizer).counts()
+            new |= {token for token in told if not read[token]}
         tokens = sorted(new)
     return tune(model, base=recipe.model, lora=lora, train=recipe.train, tokens=tokens, seed=seed)
 
