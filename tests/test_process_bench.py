@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +17,10 @@ import torch
 from bloomery.data.sources import read_solutions
 from bloomery.models import LlamaConfig, build, hub
 from bloomery.models.llama import ScalarModel
+from bloomery.seeds import stream
 from bloomery.stages.process import ProcessRecipe
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
-from bloomery.types import Completion, FinishReason, Message, Prompt, Rollout
 
 ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
@@ -28,11 +30,6 @@ SVG = "{http://www.w3.org/2000/svg}"
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("process")
-
-
-def said(text: str, finish: FinishReason = "stop") -> Rollout:
-    prompt = Prompt(id="p", messages=(Message(role="user", content="Add 7 4 9."),))
-    return Rollout(prompt, (1,), Completion((2,), (0.0,), finish), text)
 
 
 def test_sums_are_distinct_and_answered_rightly(bench: ModuleType) -> None:
@@ -54,48 +51,38 @@ def test_sums_are_distinct_and_answered_rightly(bench: ModuleType) -> None:
     [
         (["7+4=11", "11+9=20", "20+3=23"], [True, True, True]),
         (["7+4=12", "12+9=21", "21+3=24"], [False, True, True]),  # goes on rightly from a wrong result
-        (["7+4=12", "11+9=20", "20+3=23"], [False, False, True]),  # the right result, by luck
-        (["7+4=11", "11+3=14", "14+9=23"], [True, False, False]),  # another order than asked
-        (["7+4=11", "11+9=20"], [True, False]),  # a number is left
-        (["7+4=11", "11+9=20", "20+3=23", "23+0=23"], [True, True, True, False]),  # none was left
-        (["7+4=11", "11 and 9", "20+3=23"], [True, False, False]),
-        (["4+7=11", "11+9=20", "20+3=23x"], [False, True, False]),
+        (["7+4=12", "12+9=20", "20+3=23"], [False, False, True]),  # the right result, by luck
+        (["7+4=11", "11+3=14", "14+3=17"], [True, False, True]),  # not the number whose turn it is
     ],
 )
 def test_labels(bench: ModuleType, steps: list[str], right: list[bool]) -> None:
     assert bench.labels((7, 4, 9, 3), steps) == right
+    made = bench.row((7, 4, 9, 3), steps)
+    assert made["prompt"] == "Add 7 4 9 3."
+    assert (made["completions"], made["labels"]) == (steps, right)
+    assert made["result"] == (steps[-1] == "20+3=23")
 
 
-def test_results(bench: ModuleType) -> None:
-    assert bench.result("7+4=11\n11+9=20") == 20
-    assert bench.result("7+4=11\n") is None
-    assert bench.result("7+4=11\n11+9=") is None
-
-
-def test_answers_become_rows_and_what_has_no_steps_is_counted(bench: ModuleType) -> None:
-    rollouts = [
-        said("7+4=11\n11+9=20"),
-        said("7+4=10\n11+9=20"),
-        said("7+4=11\n11+9=2", "length"),
-        said("7+4=11\n\n11+9=20"),
-        said(""),
-        said("7+4=1\0\n11+9=20"),
-        said("20"),
-    ]
-    rows, left_out = bench.judged([(7, 4, 9)] * 7, rollouts)
-    assert left_out == 4
-    assert [(row["labels"], row["result"]) for row in rows] == [
-        ([True, True], True),
-        ([False, False], True),
-        ([False], False),
-    ]
-    assert bench.facts(rows, left_out) == {
-        "num": 3,
-        "left_out": 4,
-        "right": pytest.approx(2 / 3),
-        "right_steps": pytest.approx(2 / 5),
-        "right_by_luck": 0.5,
-    }
+def test_slips_are_as_frequent_as_is_said_and_carried_on(bench: ModuleType) -> None:
+    draw, every = stream(0, "test"), bench.sums(2000, seed=0)
+    tried = [(one, bench.attempt(one, draw)) for one in every]
+    wrong = other = 0
+    for one, steps in tried:
+        totals = [one[0], *(int(step.split("=")[1]) for step in steps)]
+        assert [int(step.split("+")[0]) for step in steps] == totals[:-1]
+        right = bench.labels(one, steps)
+        told = [int(re.split(r"[+=]", step)[1]) for step in steps]
+        other += sum(a != b for a, b in zip(told, one[1:], strict=True))
+        wrong += right.count(False)
+    num = 2000 * (bench.NUMBERS - 1)
+    assert other / num == pytest.approx(bench.OTHER, abs=0.01)
+    assert wrong / num == pytest.approx(bench.WRONG + bench.OTHER, abs=0.015)
+    lucky = [bench.row(one, steps) for one, steps in tried]
+    found = bench.facts(lucky)
+    assert found["right_steps"] == pytest.approx(1 - wrong / num)
+    fair = [one for one in lucky if all(one["labels"])]
+    assert found["right"] == pytest.approx(len(fair) / 2000 / (1 - found["right_by_luck"]))
+    assert 0 < found["right_by_luck"] < 0.2
 
 
 def test_both_judges_read_the_same_answers(
@@ -108,8 +95,8 @@ def test_both_judges_read_the_same_answers(
         given[out.name] = recipe
 
     monkeypatch.setattr(bench.stage, "run", run)
-    (tmp_path / "policy").mkdir()
-    rows, _ = bench.judged([(7, 4, 9)] * 2, [said("7+4=10\n10+9=19"), said("7+4=10\n11+9=20")])
+    (tmp_path / "start").mkdir()
+    rows = [bench.row((7, 4, 9), steps) for steps in (["7+4=10", "10+9=19"], ["7+4=10", "10+9=20"])]
     for judge in bench.SEPARATORS:
         bench.train(judge, rows, 0, tmp_path)
     one, two = (given[name].model_dump(exclude={"separator", "solutions"}) for name in bench.SEPARATORS)
@@ -118,7 +105,7 @@ def test_both_judges_read_the_same_answers(
     for name, recipe in given.items():
         found[name] = list(read_solutions(recipe.solutions[0]))
         texts = [recipe.separator.join(s.completions) for s in found[name]]
-        assert texts == ["7+4=10\n10+9=19", "7+4=10\n11+9=20"]
+        assert texts == ["7+4=10\n10+9=19", "7+4=10\n10+9=20"]
     assert [s.labels for s in found["process"]] == [(False, True), (False, False)]
     assert [s.labels for s in found["outcome"]] == [(False,), (True,)]
 
@@ -134,23 +121,20 @@ def scalar(tokenizer: Tokenizer, seed: int) -> ScalarModel:
 def test_scores_are_those_of_the_judges(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Poolings by hand from `last` of answers that are cut after each step; an empty answer scores least."""
+    """Poolings by hand from `last` of answers that are cut after each step."""
     monkeypatch.setattr(bench, "N", 2)
     tokenizer = Tokenizer.train(["7+4=11\n11+9=20", "Add 7 4 9."], 270)
-    tokenizer.save(tmp_path / "policy")
+    tokenizer.save(tmp_path / "start")
     for seed, name in enumerate(bench.SEPARATORS):
-        hub.save(scalar(tokenizer, seed), tmp_path / name, tokenizer_dir=tmp_path / "policy")
+        hub.save(scalar(tokenizer, seed), tmp_path / name, tokenizer_dir=tmp_path / "start")
 
-    def rolled(text: str, end: bool) -> Rollout:
-        prompt = Prompt(id="p", messages=(Message(role="user", content="Add 7 4 9."),))
-        tokens = (*tokenizer.encode(text), *[tokenizer.end_id] * end)
-        asked = tuple(Chat(tokenizer).prompt(prompt.messages))
-        return Rollout(prompt, asked, Completion(tokens, (0.0,) * len(tokens), "stop"), text)
-
-    whole = rolled("7+4=11\n11+9=21", True)
-    found = bench.scores(tmp_path, [whole, rolled("", False)])
+    chat = Chat(tokenizer)
+    whole, cut = (bench.said(chat, (7, 4, 9), text) for text in ("7+4=11\n11+9=21", "7+4=11\n"))
+    assert whole.tokens[len(whole.prompt_tokens) :] == (*tokenizer.encode(whole.text), tokenizer.end_id)
+    found = bench.scores(tmp_path, [whole, whole])
     assert {name: scores.shape for name, scores in found.items()} == dict.fromkeys(bench.WAYS[:4], (1, 2))
-    first = bench.scores(tmp_path, [rolled("7+4=11\n", False)] * 2)["last"][0, 0]
+    short = replace(cut, completion=replace(cut.completion, tokens=cut.completion.tokens[:-1]))
+    first = bench.scores(tmp_path, [short] * 2)["last"][0, 0]
     last = found["last"][0, 0]
     assert first != pytest.approx(last.item())
     assert found["product"][0, 0] == pytest.approx((first * last).item(), rel=1e-4)
@@ -158,14 +142,14 @@ def test_scores_are_those_of_the_judges(
     with torch.no_grad():
         read = hub.load(tmp_path / "outcome", "scalar")(torch.tensor([whole.tokens]))[0, -1]
     assert found["outcome"][0, 0] == pytest.approx(read.sigmoid().item(), rel=1e-4)
-    assert all(scores[0, 1] == 0.0 for scores in found.values())
 
 
 def test_the_best_of_n_by_hand(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "N", 4)
     monkeypatch.setattr(bench, "AT", (1, 2, 4))
     asked = [(7, 4, 9)] * 4
-    rollouts = [said(f"16+4={x}") for x in (20, 21, 21, 20)]
+    chat = Chat(Tokenizer.train(["16+4=20"], 270))
+    rollouts = [bench.said(chat, asked[0], f"16+4={x}") for x in (20, 21, 21, 20)]
     scored = {"good": torch.tensor([[0.9, 0.1, 0.2, 0.8]]), "bad": torch.tensor([[0.1, 0.9, 0.2, 0.3]])}
     found = bench.best(scored, asked, rollouts)
     # Answers 0 and 3 are right: 5 of 6 pairs hold one of them; the bad judge takes one of 0-3 and of 2-3.
@@ -176,10 +160,10 @@ def test_the_best_of_n_by_hand(bench: ModuleType, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_vote(bench: ModuleType) -> None:
-    assert bench.vote([20, 20, 21, None], 20, 4) == 1
-    assert bench.vote([20, 21, 21, None], 20, 4) == 0
-    assert bench.vote([20, 21, 19, None], 20, 4) == pytest.approx(1 / 3)
-    assert bench.vote([None, None, 20, 21], 20, 2) == pytest.approx(1 / 4)
+    assert bench.vote([20, 20, 21, 19], 20, 4) == 1
+    assert bench.vote([20, 21, 21, 19], 20, 4) == 0
+    assert bench.vote([20, 21, 19], 20, 3) == pytest.approx(1 / 3)
+    assert bench.vote([19, 19, 20, 21], 20, 2) == pytest.approx(1 / 4)
     assert bench.vote([20, 20, 21, 21], 20, 1) == 1 / 2
 
 
@@ -190,7 +174,7 @@ def test_section_and_picture(bench: ModuleType, tmp_path: Path) -> None:
         card = {key: {"mean": 0.5 + seed / 4} for key in keys}
         outcome = card | {"first_wrong": {"mean": None}}
         best = {way: [seed / 10 + k / 100 for k in range(len(bench.AT))] for way in bench.WAYS}
-        answers = {"right": 0.2, "right_steps": 0.8, "right_by_luck": 0.1, "left_out": 3}
+        answers = {"right": 0.2, "right_steps": 0.8, "right_by_luck": 0.1}
         cards = {"process": card, "outcome": outcome}
         found.append({"where": "commit abc, a machine", "answers": answers, "cards": cards, "best": best})
         runs.append(tmp_path / str(seed))
