@@ -11,17 +11,19 @@ Answers = Sequence[Sequence[bool]]
 """For each answer, one entry a step: True is right."""
 
 
-def step_card(said: Answers, labels: Answers, usual: bool) -> dict[str, Any]:
+def step_card(said: Answers, labels: Answers, taught: Answers) -> dict[str, Any]:
     """What held-out answers say of a judge of steps; every interval draws whole answers.
 
     `step_accuracy` is the share of steps it judges as they are labelled; `baseline` that of calling every
-    step `usual`, which knows nothing; `lead` the difference; `right_steps` the share of steps that are right.
+    step what most steps at its place in an answer are in `taught`, the labels of training; `lead` the
+    difference; `right_steps` the share of steps that are right.
     Of the answers with a wrong step, `first_wrong` is the share in which it names the first one; of the
     others, `none_wrong` is the share in which it finds nothing wrong (the two accuracies of Zheng et al.
     2024, "ProcessBench").
     """
     agreed = agreement(said, labels)
-    blind = [[usual == b for b in one] for one in labels]
+    most = usual(taught, max(map(len, labels), default=0))
+    blind = agreement([most[: len(one)] for one in labels], labels)
     lead = [
         [float(a) - float(b) for a, b in zip(*pair, strict=True)] for pair in zip(agreed, blind, strict=True)
     ]
@@ -36,6 +38,14 @@ def step_card(said: Answers, labels: Answers, usual: bool) -> dict[str, Any]:
         "first_wrong": estimate([float(a == b) for a, b in pairs if b is not None]).to_json(),
         "none_wrong": estimate([float(a is None) for a, b in pairs if b is None]).to_json(),
     }
+
+
+def usual(taught: Answers, places: int) -> list[bool]:
+    """For each place in an answer whether most steps there are right; where there was none, whether most of
+    all are. Later steps are wrong more often, so a place alone says something."""
+    every = [right for one in taught for right in one]
+    there = [[one[place] for one in taught if place < len(one)] or every for place in range(places)]
+    return [2 * sum(steps) >= len(steps) for steps in there]
 
 
 def agreement(said: Answers, labels: Answers) -> list[list[bool]]:

@@ -110,10 +110,8 @@ def run(recipe: ProcessRecipe, out: Path) -> None:
                 agreed = agreement(judged(model, held_out, pad_id), [a.labels for a in held_out])
                 metrics["eval_accuracy"] = sum(map(sum, agreed)) / sum(map(len, agreed))
             run.log(step, metrics)
-        taught = [right for a in training for right in a.labels]
-        usual = 2 * sum(taught) >= len(taught)
-        said = judged(model, held_out, pad_id)
-        write_json(out / "evaluation.json", step_card(said, [a.labels for a in held_out], usual))
+        said, taught = judged(model, held_out, pad_id), [a.labels for a in training]
+        write_json(out / "evaluation.json", step_card(said, [a.labels for a in held_out], taught))
         hub.save(model, out, tokenizer_dir=recipe.model)
         run.finish(data=[{"source": str(path)} for path in recipe.solutions])
 
