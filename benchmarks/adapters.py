@@ -136,13 +136,14 @@ def order(names: Mapping[str, Any]) -> list[str]:
 
 
 def drawn(runs: Mapping[str, Sequence[Path]]) -> str:
-    """The loss of held-out demonstrations, and the oracle's grade of PPO's answers, over the steps."""
+    """The loss of held-out demonstrations, and the oracle's grade of PPO's answers, over the steps: of all
+    weights and of adapters."""
     panels = []
     for ppo, title, key in (
-        (False, "Loss of held-out demonstrations", "eval_loss"),
+        (False, "Loss, held out", "eval_loss"),
         (True, "PPO: the oracle’s grade", "gold/graded_reward"),
     ):
-        names = [name for name in order(runs) if name.startswith("PPO") is ppo]
+        names = [n for n in order(runs) if n.startswith("PPO") is ppo and ("rank" in n or "all" in n)]
         found = [
             over_seeds(name.removeprefix("PPO, "), [logged(run, key) for run in runs[name]], colour)
             for name, colour in zip(names, COLOURS, strict=False)
