@@ -179,6 +179,21 @@ def test_the_run_ends_when_the_witness_has_stopped_rising_and_the_proxy_has_not(
     assert stop_rule(proxy, witness, window=1, patience=4) == Verdict(best=7, stop=None)
 
 
+def test_the_witness_must_keep_pace() -> None:
+    """For three steps it gains what the proxy gains, from then on a quarter; it never stops rising."""
+    proxy = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    witness = [0.0, 1.0, 2.0, 3.0, 3.25, 3.5, 3.75, 4.0]
+    for share in (0.0, 0.2):
+        assert stop_rule(proxy, witness, window=1, patience=2, share=share).stop is None
+    for share in (0.3, 0.5, 0.9):
+        assert stop_rule(proxy, witness, window=1, patience=2, share=share) == Verdict(best=3, stop=5)
+    assert stop_rule(proxy, witness, window=2, patience=2, share=0.5) == Verdict(best=4, stop=6)
+    # In means of two the difference was .25, .75, 1.25, 1.375, 1.125; now it is 4, 0, 0, 0, -.75 and so on.
+    assert stop_rule(proxy, [4.0, *witness[1:]], window=1, patience=7, share=1.0) == Verdict(best=0, stop=7)
+    falling = proxy[::-1]
+    assert stop_rule(falling, falling, window=1, patience=2, share=0.5).stop is None
+
+
 def test_where_the_proxy_does_not_rise_either_nothing_is_exploited() -> None:
     witness = [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     level = [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]

@@ -72,7 +72,7 @@ def made_up(out: Path, noise: Callable[[], float] = lambda: 0.0) -> tuple[np.nda
     out.mkdir()
     models = "[{name: weak, share: 0.05}, {name: odd, flipped: 0.3}]"
     settings = ["rounds=0", f"lab.reward_models={models}", f"lab.kl_coefs={list(LEASHES)}"]
-    journey = load(Journey, overrides=[*settings, "lab.window=3", "lab.patience=4", "seed=7"])
+    journey = load(Journey, overrides=[*settings, "lab.window=3", "lab.share=0", "lab.patience=4", "seed=7"])
     (out / "recipe.yaml").write_text(dump(journey))
     (out / "journey.json").write_text(json.dumps({"bloomery": "0", "steps": [], "seconds": 0.0}))
     for name in ("weak", "odd"):

@@ -19,6 +19,7 @@ LAB = (
     Mutation(
         "residuals-without-the-law", OVER, "curve + (y - curve)[places]", "y + (y - curve)[places]", LAWS
     ),
+    Mutation("witness-need-not-keep-pace", OVER, "window) - share * p", "window)", LAWS),
     Mutation("proxy-not-asked", OVER, " and p[step] > p[best]:", ":", LAWS),
     Mutation("patience-late-by-one", OVER, "step - best >= patience", "step - best > patience", LAWS),
     Mutation(

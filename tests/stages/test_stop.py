@@ -24,7 +24,7 @@ from bloomery.text.chat import Chat
 ASKED = ["red", "what is best", "one two three", "tea"]
 STEADY = Optimiser(learning_rate=0.003, schedule="constant", warmup=0, weight_decay=0.0)
 WITNESS = {"kind": "length", "name": "held", "settings": {"most": 2}}
-RULE = {"watch": "held", "window": 1, "patience": 2}
+RULE = {"watch": "held", "window": 1, "share": 0.0, "patience": 2}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,10 @@ def test_the_run_ends_and_the_best_steps_weights_are_saved(
     stopped = run("stopped", watch=[WITNESS], stop_rule=RULE, lora=lora)
     assert [row["step"] for row in tiny.lines(stopped / "metrics.jsonl")] == [0, 1, 2, 3, 4]
     assert (stopped / weights).read_bytes() == (once / weights).read_bytes()
-    assert "step 4: watch/held was highest at step 2, whose weights are saved" in capsys.readouterr().err
+    assert (
+        "step 4: watch/held kept pace with the score until step 2, whose weights are saved"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_rule_that_does_not_end_the_run_changes_no_bit(
@@ -156,14 +159,20 @@ def test_the_log_tells_afterwards_what_the_run_was_told(run: Callable[..., Path]
 
 @pytest.mark.parametrize(
     ("changed", "differs"),
-    [({}, False), ({"window": 2}, True), ({"patience": 3}, True), ({"watch": "b"}, True)],
+    [
+        ({}, False),
+        ({"window": 2}, True),
+        ({"share": 0.0}, True),
+        ({"patience": 3}, True),
+        ({"watch": "b"}, True),
+    ],
 )
 def test_every_setting_of_the_rule_counts(changed: dict[str, Any], differs: bool) -> None:
     rows = [
         {"objective/scores": float(i), "watch/a/mean": a, "watch/b/mean": -a}
-        for i, a in enumerate([0.0, 4.0, 1.0, 2.0, 3.0, 5.0])
+        for i, a in enumerate([0.0, 4.0, 4.25, 2.0, 3.0, 5.0])
     ]
-    usual = Verdict(best=1, stop=3)
+    usual = Verdict(best=1, stop=3)  # less half of the score: 0, 3.5, 3.25, 0.5, 1, 2.5
     found = StopRule.model_validate({"watch": "a", "window": 1, "patience": 2, **changed}).verdict(rows)
     assert (found != usual) == differs
 

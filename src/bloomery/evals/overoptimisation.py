@@ -205,13 +205,20 @@ class Verdict:
     stop: int | None
 
 
-def stop_rule(proxy: Sequence[float], witness: Sequence[float], *, window: int, patience: int) -> Verdict:
-    """Stop when what a policy is trained on still rises and what it is not trained on has stopped rising.
+def stop_rule(
+    proxy: Sequence[float], witness: Sequence[float], *, window: int, patience: int, share: float = 0.0
+) -> Verdict:
+    """Stop when what a policy is trained on still rises and what it is not trained on no longer keeps pace.
 
-    Both are means over the last `window` steps. The run ends at the first step at which the witness (a reward
-    model of its own, or an ensemble less its disagreement) has not been higher for `patience` steps and the
-    proxy has been. No later step changes what was said of earlier ones, so a run may ask after each of its
-    own. Without `window` steps nothing is said and the last step is the best.
+    The witness (a reward model of its own, or an ensemble less its disagreement) keeps pace while it gains
+    at least `share` of what the proxy gains: while the difference, witness - share * proxy, does not fall.
+    All are means over the last `window` steps. The run ends at the first step at which the difference has not
+    been higher for `patience` steps and the proxy has been. No later step changes what was said of earlier
+    ones, so a run may ask after each of its own. Without `window` steps nothing is said and the last step is
+    the best.
+
+    With a share of 0 the witness must have stopped rising. It often has not where gold has long been falling:
+    what is left for it to gain is what it errs in as the proxy does.
 
     Raises `UsageError` when the lengths differ or there are no steps.
     """
@@ -219,10 +226,11 @@ def stop_rule(proxy: Sequence[float], witness: Sequence[float], *, window: int, 
         raise UsageError("a stop rule reads two numbers of each step", got=f"{len(proxy)}, {len(witness)}")
     if len(proxy) < window:
         return Verdict(len(proxy) - 1, None)
-    p, w = trailing(proxy, window), trailing(witness, window)
+    p = trailing(proxy, window)
+    ahead = trailing(witness, window) - share * p
     best = 0
-    for step in range(len(w)):
-        if w[step] > w[best]:
+    for step in range(len(p)):
+        if ahead[step] > ahead[best]:
             best = step
         elif step - best >= patience and p[step] > p[best]:
             return Verdict(best + window - 1, step + window - 1)

@@ -51,6 +51,7 @@ def collect(out: Path) -> Json | None:
     results: Json = {
         "seed": journey.seed,
         "window": journey.lab.window,
+        "share": journey.lab.share,
         "patience": journey.lab.patience,
         "reward_models": found,
         "stop_rule": {name: summary([s for s in stops if s["witness"] == name]) for name in WITNESSES},
@@ -115,7 +116,7 @@ def shares(run: Json, fit: Fit | None, window: int, at: int) -> Json:
 
 def stopped(run: Json, lab: _Lab, witness: str, kept: Callable[[int], Json]) -> Json:
     """Where the stop rule would have ended the run, whose weights it would have saved, and what they keep."""
-    rule = StopRule(watch=witness, window=lab.window, patience=lab.patience)
+    rule = StopRule(watch=witness, window=lab.window, share=lab.share, patience=lab.patience)
     said = rule.verdict(run["rows"])
     at = len(run["rows"]) - 1 if said.stop is None else said.best
     place = {"witness": witness, "stop": said.stop, "at": at, "kl": run["kl"][at], "d": run["d"][at]}

@@ -89,8 +89,10 @@ class _Lab(Section):
     best_of_n: Any
     window: int = Field(10, ge=1)
     """Steps whose mean the stop rule looks at, and the plots show."""
-    patience: int = Field(15, ge=1)
-    """Steps without a higher mean of the witness at which the stop rule ends a run."""
+    share: float = Field(0.5, ge=0)
+    """What the witness must gain of what the score gains."""
+    patience: int = Field(10, ge=1)
+    """Steps in which it did not, after which the stop rule ends a run."""
 
 
 class _Round(Section):

@@ -19,15 +19,17 @@ PROXY = "objective/scores"
 
 
 class StopRule(Section):
-    """End a run at the first step at which a watched source (the witness) has not risen for a while and the
-    score that is trained on has."""
+    """End a run at the first step at which a watched source (the witness) has not kept pace for a while with
+    the score that is trained on."""
 
     watch: str
     """The witness, by the name it is logged under: one of the sources in `watch`."""
     window: int = Field(10, ge=1)
     """Steps whose mean is looked at."""
-    patience: int = Field(15, ge=1)
-    """Steps without a higher mean of the witness."""
+    share: float = Field(0.5, ge=0)
+    """The witness keeps pace while it gains this share of what the score gains; with 0, while it rises."""
+    patience: int = Field(10, ge=1)
+    """Steps in which it did not."""
 
     def check(self, watched: Sequence[Source]) -> None:
         """Raises `UsageError` when nothing of that name is watched."""
@@ -46,7 +48,7 @@ class StopRule(Section):
     def verdict(self, rows: Sequence[Mapping[str, Any]]) -> Verdict:
         """What the rule says of the logged lines of a run, in the order of its steps."""
         proxy, witness = ([row[name] for row in rows] for name in self.columns)
-        return stop_rule(proxy, witness, window=self.window, patience=self.patience)
+        return stop_rule(proxy, witness, window=self.window, patience=self.patience, share=self.share)
 
 
 class Best:
@@ -75,6 +77,6 @@ class Best:
             return "the stop rule did not end this run: the last weights are saved"
         self.learning.load_state_dict(self.kept.state_dict())
         return (
-            f"ended by the stop rule at step {said.stop}: watch/{self.rule.watch} was highest at step "
-            f"{said.best}, whose weights are saved"
+            f"ended by the stop rule at step {said.stop}: watch/{self.rule.watch} kept pace with the score "
+            f"until step {said.best}, whose weights are saved"
         )

@@ -113,7 +113,7 @@ def proxy(model: Json, found: Json) -> Html:
         f"What “{model['name']}” thinks",
         "score of the reward model that is optimised against, and of those that only watch",
         line_plot(series, x_label=AXIS, marks=marks(model), describe=f"Proxy reward of {model['name']}"),
-        "Where the watchers stop rising and the reward model does not, it is being gamed.",
+        "Where the watchers no longer keep pace with the reward model, it is being gamed.",
     )
 
 
