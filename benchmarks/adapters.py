@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import methods
 from curves import logged, over_seeds
 from methods import inputs, make, of_evaluation, spread, trained
 from pictures import COLOURS, Panel, picture
@@ -38,18 +39,7 @@ REINFORCED: dict[str, dict[str, Any]] = {
     f"PPO, rank {rank}": {"lora": {"rank": rank, "alpha": 2.0 * rank}, "optimiser": {"learning_rate": 5e-4}}
     for rank in (32, 8)
 }
-# key -> title, how a number is written, and what it is multiplied by
-COLUMNS = {
-    "learning": ("learns", ",.0f", 1),
-    "loss": ("held-out loss", ".3f", 1),
-    "graded": ("graded", "+.3f", 1),
-    "greedy": ("graded greedy", "+.3f", 1),
-    "fabrication_rate": ("made up", ".1f", 100),
-    "known_accuracy": ("known", ".1f", 100),
-    "refuse_harmful_rate": ("refuses harmful", ".1f", 100),
-    "bpb": ("bits/byte", ".3f", 1),
-    "kl": ("KL", ".2f", 1),
-}
+COLUMNS = {"learning": ("learns", ",.0f", 1), "loss": ("held-out loss", ".3f", 1), **methods.COLUMNS}
 Rows = dict[str, list[dict[str, float]]]
 
 

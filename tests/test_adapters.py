@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -16,13 +16,10 @@ from bloomery.stages.ppo import Ppo
 from bloomery.stages.sft import Sft
 from bloomery.text.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture
-def adapters(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("adapters")
+def adapters(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("adapters")
 
 
 @pytest.fixture(scope="module")

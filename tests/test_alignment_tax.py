@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def tax(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("alignment_tax")
+def tax(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("alignment_tax")
 
 
 def row(kl: float, graded: float, bpb: float) -> dict[str, float]:

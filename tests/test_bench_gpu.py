@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -18,19 +19,15 @@ import torch
 from bloomery.models import Llama, LlamaConfig, layers, llama
 from bloomery.types import Completion
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+@pytest.fixture
+def agreement(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("gpu.agreement")
 
 
 @pytest.fixture
-def agreement(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("gpu.agreement")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("gpu.run")
+def run(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("gpu.run")
 
 
 @pytest.mark.parametrize("kind", ["fp32", "tf32", "bf16"])

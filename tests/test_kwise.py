@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -15,13 +14,10 @@ from bloomery.text.chat import Chat
 from bloomery.types import Annotator, Candidate, Message, Policy, Ranking, ranked_pairs
 from stages.tiny import tokenizer
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def kwise(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("kwise")
+def kwise(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("kwise")
 
 
 def ranking(question: str, who: str, ranks: tuple[int, ...], correction: str | None = None) -> Ranking:

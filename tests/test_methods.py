@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +21,8 @@ EPISODES = 5120
 
 
 @pytest.fixture
-def methods(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("methods")
+def methods(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("methods")
 
 
 def settings(methods: ModuleType, name: str) -> dict[str, Any]:

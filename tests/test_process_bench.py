@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,14 +22,12 @@ from bloomery.stages.process import ProcessRecipe
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("process")
+def bench(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("process")
 
 
 def test_sums_are_distinct_and_answered_rightly(bench: ModuleType) -> None:

@@ -5,9 +5,8 @@ both sides of, and the judges that a reward model is held against. Rows are made
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,6 @@ from bloomery.stages.slates import Slate, prompt_id
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Annotator, Candidate, Message, Policy, Ranking
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 FOUR = {"question": "Where?", **{f"prediction {k}": f"Place {k}." for k in (1, 2, 3, 4)}}
 JUDGED = {
     "idx": 7,
@@ -42,15 +40,13 @@ VOTES = {"annotator1": 0, "annotator2": 1, "annotator3": 2}
 
 
 @pytest.fixture
-def preferences(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("preferences")
+def preferences(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("preferences")
 
 
 @pytest.fixture
-def real_reward(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("real_reward")
+def real_reward(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("real_reward")
 
 
 def rows(tmp_path: Path, *found: dict[str, Any]) -> Path:

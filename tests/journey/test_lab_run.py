@@ -59,7 +59,7 @@ def test_the_findings(out: Path) -> None:
     assert run["proxy"] == [row["objective/scores"] for row in rows]
     for stop in run["stops"]:
         rule = StopRule(watch=stop["witness"], window=2, patience=1)
-        assert rule.verdict(rows).stop == stop["stop"]
+        assert rule.of(rows).stop == stop["stop"]
 
 
 def test_the_twin_learned_from_other_rankings(out: Path) -> None:

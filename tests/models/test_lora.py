@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bloomery.errors import UsageError
 from bloomery.infer import Engine
 from bloomery.models import Llama, LlamaConfig, ScalarModel, load, lora, save
-from bloomery.models.lora import Adapter, Bare, LoraLinear, adapted, attach, fold, merge, unmerge, without
+from bloomery.models.lora import Adapter, Bare, LoraLinear, adapted, attach, fold, without
 from bloomery.models.packed import pack
 from bloomery.models.rows import TokenRows
 from bloomery.objectives.language import nll
@@ -177,30 +177,6 @@ def test_the_reference_is_in_the_same_memory_and_follows_a_move() -> None:
     model.to(torch.float64)
     with without(model):
         assert {p.dtype for p in model.parameters()} == {torch.float64}
-
-
-@pytest.mark.parametrize("adapter", [ALL, FEW, Adapter(rank=2, alpha=3.0, rslora=True)])
-def test_merged_equals_unmerged(adapter: Adapter) -> None:
-    model, x = with_adapters(adapter), tokens()
-    with torch.no_grad():
-        apart, state = model.logits(model(x)), {n: t.clone() for n, t in model.state_dict().items()}
-        merge(model)
-        torch.testing.assert_close(model.logits(model(x)), apart, atol=1e-5, rtol=0)
-        assert not torch.equal(model.logits(model(x)), apart), "nothing was merged"
-        assert {n: t.tolist() for n, t in model.state_dict().items()} == {
-            n: t.tolist() for n, t in state.items()
-        }
-        with without(model):
-            assert torch.equal(model(x), base()(x))
-        unmerge(model)
-        assert torch.equal(model.logits(model(x)), apart)
-
-
-def test_merged_adapters_refuse_to_learn() -> None:
-    model = with_adapters()
-    merge(model)
-    with pytest.raises(UsageError, match="merged adapters do not learn"):
-        model(tokens())
 
 
 def test_folded_adapters_leave_a_plain_model() -> None:

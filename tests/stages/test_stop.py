@@ -153,8 +153,8 @@ def test_the_log_tells_afterwards_what_the_run_was_told(run: Callable[..., Path]
     out = run("out", watch=[WITNESS], stop_rule=rule, steps=12)
     rows = tiny.lines(out / "metrics.jsonl")
     assert len(rows) < 12
-    assert rule.verdict(rows).stop == len(rows) - 1
-    assert rule.verdict(rows[:-1]).stop is None
+    assert rule.of(rows).stop == len(rows) - 1
+    assert rule.of(rows[:-1]).stop is None
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_every_setting_of_the_rule_counts(changed: dict[str, Any], differs: bool
         for i, a in enumerate([0.0, 4.0, 4.25, 2.0, 3.0, 5.0])
     ]
     usual = Verdict(best=1, stop=3)  # less half of the score: 0, 3.5, 3.25, 0.5, 1, 2.5
-    found = StopRule.model_validate({"watch": "a", "window": 1, "patience": 2, **changed}).verdict(rows)
+    found = StopRule.model_validate({"watch": "a", "window": 1, "patience": 2, **changed}).of(rows)
     assert (found != usual) == differs
 
 

@@ -78,7 +78,7 @@ def one_token(model: Llama, newest: Tensor, lengths: Tensor, cache: KVCache) -> 
 
 
 def rounded(rows: int) -> int:
-    """So many rows are recorded for `rows`: few recordings, as each costs about two steps.
+    """So many rows are recorded for `rows`: few recordings, as each does the step once more.
 
     >>> [rounded(rows) for rows in (1, 2, 3, 5, 33, 64, 65, 130)]
     [1, 2, 4, 8, 64, 64, 128, 192]

@@ -128,7 +128,7 @@ class Scheduler:
         """From reading to running."""
         row, first = self.rows.index(seq), self.running
         other = self.rows[first]
-        if row != first and self.cache is not None and (length := max(seq.cached, other.cached)):
+        if row != first and (length := max(seq.cached, other.cached)):
             self._fit(len(self.rows), length).swap(row, first, length)
         self.rows[row], self.rows[first] = other, seq
         self.running += 1

@@ -25,7 +25,7 @@ from bloomery.journey.settings import ENSEMBLE, HELD_OUT, Journey, Opponent, _La
 from bloomery.lineage import write_json
 from bloomery.objectives.search import expected_best
 from bloomery.recipe import load
-from bloomery.stages.stop import PROXY, StopRule
+from bloomery.stages.stop import PROXY
 
 Json = dict[str, Any]
 FILE = "overoptimisation.json"
@@ -74,7 +74,6 @@ def against(out: Path, lab: _Lab, one: Opponent, seed: int) -> Json:
             "stops": [stopped(run, lab, name, kept) for name in WITNESSES],
             "end": kept(len(run["kl"]) - 1),
         }
-        del run["rows"]
     return {
         **one.model_dump(),
         "accuracy": {key: card.get(key) for key in ("accuracy", "low", "high")},
@@ -94,7 +93,6 @@ def read_run(path: Path) -> Json:
             raise ArtifactError(f"not every step logged {name}", where=file)
     kl = [row[KL] for row in rows]
     return {
-        "rows": rows,
         "kl": kl,
         "d": over.distances(kl).tolist(),
         "proxy": [row[PROXY] for row in rows],
@@ -116,9 +114,8 @@ def shares(run: Json, fit: Fit | None, window: int, at: int) -> Json:
 
 def stopped(run: Json, lab: _Lab, witness: str, kept: Callable[[int], Json]) -> Json:
     """Where the stop rule would have ended the run, whose weights it would have saved, and what they keep."""
-    rule = StopRule(watch=witness, window=lab.window, share=lab.share, patience=lab.patience)
-    said = rule.verdict(run["rows"])
-    at = len(run["rows"]) - 1 if said.stop is None else said.best
+    said = lab.verdict(run["proxy"], run["watched"][witness])
+    at = len(run["proxy"]) - 1 if said.stop is None else said.best
     place = {"witness": witness, "stop": said.stop, "at": at, "kl": run["kl"][at], "d": run["d"][at]}
     return place | kept(at)
 

@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from bloomery.recipe import Input, Section
 from bloomery.stages import STAGES
 from bloomery.stages.pretrain import Shape
+from bloomery.stages.stop import Pace
 
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 """Becomes part of the names of steps."""
@@ -77,9 +78,10 @@ class Opponent(Section):
         return f"ppo-{self.name}-{kl_coef:g}"
 
 
-class _Lab(Section):
+class _Lab(Pace):
     """The over-optimisation laboratory: reward models of several strengths, each optimised against by
-    best-of-n and by PPO on leashes of several lengths, with the settings of `first`, seen by the oracle."""
+    best-of-n and by PPO on leashes of several lengths, with the settings of `first`, seen by the oracle. The
+    rule that would have stopped PPO is told here; its window is that of the plots as well."""
 
     sizes: dict[Name, Shape] = Field({})
     """Smaller decoders for reward models, by name: each is pretrained and fine-tuned as the policy is."""
@@ -87,12 +89,6 @@ class _Lab(Section):
     kl_coefs: tuple[float, ...] = Field((0.0, 0.05, 0.2), min_length=1)
     """Leashes of PPO."""
     best_of_n: Any
-    window: int = Field(10, ge=1)
-    """Steps whose mean the stop rule looks at, and the plots show."""
-    share: float = Field(0.5, ge=0)
-    """What the witness must gain of what the score gains."""
-    patience: int = Field(10, ge=1)
-    """Steps in which it did not, after which the stop rule ends a run."""
 
 
 class _Round(Section):

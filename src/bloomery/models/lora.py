@@ -70,7 +70,6 @@ class LoraLinear(nn.Module):
     learns = ("lora_A", "lora_B")
     weight: Tensor
     bias: nn.Parameter | None
-    merged: Tensor | None
 
     def __init__(self, layer: nn.Linear, adapter: Adapter) -> None:
         super().__init__()
@@ -80,15 +79,10 @@ class LoraLinear(nn.Module):
         self.register_parameter("bias", layer.bias)
         self.lora_A = nn.Parameter(layer.weight.new_zeros(adapter.rank, layer.in_features))
         self.lora_B = nn.Parameter(layer.weight.new_zeros(layer.out_features, adapter.rank))
-        self.register_buffer("merged", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.merged is None:
-            thin = F.linear(x, self.lora_A) * self.adapter.scale
-            return F.linear(x, self.weight, self.bias) + F.linear(thin, self.lora_B)
-        if torch.is_grad_enabled() and self.lora_A.requires_grad:
-            raise UsageError("merged adapters do not learn", do="call unmerge() before training")
-        return F.linear(x, self.merged, self.bias)
+        thin = F.linear(x, self.lora_A) * self.adapter.scale
+        return F.linear(x, self.weight, self.bias) + F.linear(thin, self.lora_B)
 
     def plain(self) -> nn.Linear:
         """The layer without its adapter: the same parameters."""
@@ -213,22 +207,6 @@ def share(model: nn.Module, other: nn.Module) -> int:
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Compute with W + (alpha / r) B A, one product a layer, until `unmerge`: equal to rounding, for reading
-    only. W stays beside it, so `unmerge` brings back every bit, and what is saved does not change."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLinear):
-            layer.merged = layer.whole()
-
-
-def unmerge(model: nn.Module) -> None:
-    """Compute with W and the adapters apart again."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLinear):
-            layer.merged = None
-
-
-@torch.no_grad()
 def fold(model: M) -> M:
     """Make the adapters part of the weights for good: a plain model, all of it trainable. Returns it."""
     for name, layer in adapted(model).items():
@@ -241,9 +219,9 @@ def fold(model: M) -> M:
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state with its adapters folded in, under the base's names; the model stays as it is."""
-    layers, state = adapted(model), model.state_dict()
-    for name, layer in layers.items():
-        state |= {f"{name}.weight": layer.whole()}
+    state = model.state_dict()
+    for name, layer in adapted(model).items():
+        state[f"{name}.weight"] = layer.whole()
         for part in layer.learns:
             del state[f"{name}.{part}"]
     return state

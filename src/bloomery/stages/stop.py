@@ -18,18 +18,27 @@ MEMORY = "stop_rule"
 PROXY = "objective/scores"
 
 
-class StopRule(Section):
-    """End a run at the first step at which a watched source (the witness) has not kept pace for a while with
-    the score that is trained on."""
+class Pace(Section):
+    """When a witness no longer keeps pace with the score that is trained on."""
 
-    watch: str
-    """The witness, by the name it is logged under: one of the sources in `watch`."""
     window: int = Field(10, ge=1)
     """Steps whose mean is looked at."""
     share: float = Field(0.5, ge=0)
     """The witness keeps pace while it gains this share of what the score gains; with 0, while it rises."""
     patience: int = Field(10, ge=1)
     """Steps in which it did not."""
+
+    def verdict(self, score: Sequence[float], witness: Sequence[float]) -> Verdict:
+        """What the rule says of a run, a number for each of its steps."""
+        return stop_rule(score, witness, window=self.window, patience=self.patience, share=self.share)
+
+
+class StopRule(Pace):
+    """End a run at the first step at which a watched source (the witness) has not kept pace for a while with
+    the score that is trained on."""
+
+    watch: str
+    """The witness, by the name it is logged under: one of the sources in `watch`."""
 
     def check(self, watched: Sequence[Source]) -> None:
         """Raises `UsageError` when nothing of that name is watched."""
@@ -45,10 +54,9 @@ class StopRule(Section):
         """What is read of each logged line: the score that is trained on, and the witness."""
         return PROXY, f"watch/{self.watch}/mean"
 
-    def verdict(self, rows: Sequence[Mapping[str, Any]]) -> Verdict:
+    def of(self, rows: Sequence[Mapping[str, Any]]) -> Verdict:
         """What the rule says of the logged lines of a run, in the order of its steps."""
-        proxy, witness = ([row[name] for row in rows] for name in self.columns)
-        return stop_rule(proxy, witness, window=self.window, patience=self.patience, share=self.share)
+        return self.verdict(*([row[name] for row in rows] for name in self.columns))
 
 
 class Best:
@@ -65,14 +73,14 @@ class Best:
         changes the weights that gave those answers."""
         rows = memory.setdefault(MEMORY, [])
         rows.append({name: metrics[name] for name in self.rule.columns})
-        said = self.rule.verdict(rows)
+        said = self.rule.of(rows)
         if said.best == step:
             self.kept.load_state_dict(self.asked.state_dict())
         return said.stop is not None
 
     def settle(self, memory: Mapping[str, Any]) -> str:
         """Go back to the best step's weights if the rule ended the run; says what was done and why."""
-        said = self.rule.verdict(memory[MEMORY])
+        said = self.rule.of(memory[MEMORY])
         if said.stop is None:
             return "the stop rule did not end this run: the last weights are saved"
         self.learning.load_state_dict(self.kept.state_dict())
