@@ -74,13 +74,14 @@ def test_what_cannot_be() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_memory_that_was_freed_is_touched_once() -> None:
     assert precision.keep_memory()
-    found = []
-    for _ in range(3):
+    found, sizes = [], range(8, 24)  # MiB
+    for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for size in range(8, 24):  # MiB
+        for size in sizes:
             torch.ones(size * 2**18)
         found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert found[-1] < 2**27 / resource.getpagesize() / 20, found
+    pages = sum(sizes) * 2**20 / resource.getpagesize()  # all of them, each time, if nothing were kept
+    assert min(found) < pages / 10, found  # the least: the system may take pages away in between
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
