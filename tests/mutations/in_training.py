@@ -15,6 +15,13 @@ def _stage(name: str, *tests: str) -> tuple[str, ...]:
 
 TRAINING = (
     Mutation(
+        "freed-memory-given-back",
+        "train/precision.py",
+        "mallopt(M_TRIM_THRESHOLD, 2**31 - 1)",
+        "mallopt(M_TRIM_THRESHOLD, 2**20)",
+        ("train/test_precision.py",),
+    ),
+    Mutation(
         "gradients-never-cleared",
         "train/step.py",
         "        optimizer.zero_grad(set_to_none=True)\n",
