@@ -79,7 +79,7 @@ def test_memory_that_was_freed_is_touched_once() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         held = [
             torch.ones(2**22) for _ in range(8)
-        ]  # 16 MiB each; freed together, glibc would give them back
+        ]  # 16 MiB each: together they would be given back
         del held
         found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert min(found) < pages / 10, found  # the least: the system may take pages away in between
