@@ -77,9 +77,7 @@ def test_memory_that_was_freed_is_touched_once() -> None:
     found, pages = [], 8 * 2**24 / resource.getpagesize()
     for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        held = [
-            torch.ones(2**22) for _ in range(8)
-        ]  # 16 MiB each: together they would be given back
+        held = [torch.ones(2**22) for _ in range(8)]  # 16 MiB each: together they would be given back
         del held
         found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert min(found) < pages / 10, found  # the least: the system may take pages away in between
