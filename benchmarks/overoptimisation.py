@@ -1,4 +1,4 @@
-"""The over-optimisation laboratory over several seeds: the laws, the peaks, what the stop rule keeps.
+"""The over-optimisation laboratory over several seeds: laws, peaks, and what is gained where a rule stops.
 
     python benchmarks/overoptimisation.py runs/lab/seed-0 runs/lab/seed-1 [--out runs/overoptimisation]
     python benchmarks/overoptimisation.py --seeds 0 1 2 [--runs runs/lab] [--cache DIR] [--set key=value ...]
@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,14 +24,20 @@ from typing import Any
 from methods import STYLE
 from three_seeds import where
 
-from bloomery.journey.lab import CLOSE, FILE, WITNESSES, percent, ranged
+from bloomery.evals.overoptimisation import Ranged
+from bloomery.journey.lab import CLOSE, FILE, NO_RULE, WITNESSES, overall, percent, ranged
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "overoptimisation.yaml"
 METHODS = (("PPO", "rl", "rl"), ("best-of-n", "best_of_n", "bon"))
 """What is told of a reward model: in which part of the findings, and by which law."""
-ABOUT = """alpha and beta are those of Gao et al. (2022): gold gains d (alpha - beta log d) under PPO and
-d (alpha - beta d) under best-of-n, d the square root of the KL in nats; 95 % intervals in brackets, … where
-the data set no bound. A peak is visible where beta's interval is above 0 and the runs went as far as it."""
+ABOUT = """Gains are over the SFT model's own answers to the same prompts, in the oracle's grades, which go
+from -2 to 1; means over the seeds. "Highest" is the top of the measured curve of a reward model, all leashes
+together and smoothed over d, the square root of the KL in nats. Alpha and beta are those of Gao et al., 2022:
+gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of-n. In brackets the lowest and
+the highest bound of the seeds' 95 % intervals, … where the data set none."""
+VISIBLE = 0.02
+"""A law's peak that gains less is lost in the noise of these curves."""
+RULES = (*WITNESSES, NO_RULE)
 WIDE, TALL, ACROSS = 300, 300, 4
 """A reward model's pictures, gold above proxy, and how many stand side by side."""
 Json = Mapping[str, Any]
@@ -73,107 +80,110 @@ def made_with(seed: int, arguments: argparse.Namespace) -> Path:
 
 
 def section(found: Mapping[str, Json], place: str) -> str:
-    """Markdown: the laws of every laboratory, what the rules keep, and which bars are met."""
+    """Markdown: what is gained at the peaks and where the rules stop, the laws, and which bars are met."""
     lines = ["## Over-optimisation", "", f"`python benchmarks/overoptimisation.py`, {place}.", ABOUT, ""]
-    lines += [
-        "| | reward model | right on | method | alpha | beta | R² | KL at the peak | gold gained there |"
-    ]
-    lines += ["|---|---|---:|---|---:|---:|---:|---:|---:|"]
-    for name, lab in found.items():
-        for model in lab["reward_models"]:
-            start = f"| {name} | {model['name']} | {percent(model['accuracy']['accuracy'])} |"
-            lines += [f"{start} {method} | {law(model[key], which)} |" for method, key, which in METHODS]
-    lines += [
-        "",
-        "Share of the best gain in gold that is kept, mean of the runs in which gold gained at all:",
-        "",
-    ]
-    lines += ["| | rule | by the law | as measured | within 10 %, by the law | within 10 %, measured |"]
-    lines += ["|---|---|---:|---:|---:|---:|", *kept(found), "", *verdicts(found)]
-    return "\n".join([*lines, ""])
+    lines += [f"| reward model | right on | highest | at KL | {' | '.join(RULES)} |"]
+    lines += [f"|---|{'---:|' * (3 + len(RULES))}", *gains(found), ""]
+    lines += ["| reward model | method | alpha | beta | R² | KL at the law's peak | gained there |"]
+    lines += ["|---|---|---:|---:|---:|---:|---:|"]
+    for name in names(found):
+        for method, key, which in METHODS:
+            laws = [model[key]["fits"] for model in of(found, name)]
+            cells = law([fits[which] for fits in laws if fits is not None])
+            lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *verdicts(found), ""])
 
 
-def law(findings: Json, which: str) -> str:
-    """The last five cells of a row of laws."""
-    if findings["fits"] is None:
-        return f"no law: {findings['why']} | | | |"
-    fit = findings["fits"][which]
-    cells = [ranged(fit["alpha"]), ranged(fit["beta"]), "–" if fit["r2"] is None else f"{fit['r2']:.2f}"]
-    peak = fit["peak"]
-    if peak is None:
-        return " | ".join([*cells, "none", "–"])
-    beyond = "" if peak["reached"] else ", beyond the runs"
-    return " | ".join([*cells, ranged(peak["kl"]) + beyond, ranged(peak["gain"])])
+def names(found: Mapping[str, Json]) -> list[str]:
+    """The reward models, in the order of the first laboratory."""
+    return [model["name"] for model in next(iter(found.values()))["reward_models"]]
 
 
-def kept(found: Mapping[str, Json]) -> Iterator[str]:
-    """A row for each laboratory and rule, then the mean over laboratories of each rule."""
-    for rule in (*WITNESSES, "no rule"):
-        ends = {name: ending(lab, rule) for name, lab in found.items()}
-        for name, end in ends.items():
-            by_law, seen = end["kept_by_law"], end["kept"]
-            close = " | ".join(f"{one['close']} of {one['runs']}" for one in (by_law, seen))
-            yield f"| {name} | {rule} | {percent(by_law['mean'])} | {percent(seen['mean'])} | {close} |"
-        both = (overall(list(ends.values()), key) for key in ("kept_by_law", "kept"))
-        yield f"| mean | {rule} | {' | '.join(percent(share) for share in both)} | | |"
+def of(found: Mapping[str, Json], name: str) -> list[Json]:
+    """A reward model in every laboratory."""
+    return [model for lab in found.values() for model in lab["reward_models"] if model["name"] == name]
 
 
-def ending(lab: Json, rule: str) -> Json:
-    """What is kept where a rule ends the runs, or at their end."""
-    found: Json = lab["without"] if rule == "no rule" else lab["stop_rule"][rule]
-    return found
+def gains(found: Mapping[str, Json]) -> Iterator[str]:
+    """A row for each reward model: the highest gain, and those where the rules stop; then the means."""
+    for name in names(found):
+        models = of(found, name)
+        right = [m["accuracy"]["accuracy"] for m in models if m["accuracy"]["accuracy"] is not None]
+        kl = " / ".join(f"{model['peak']['kl']:.1f}" for model in models)
+        head = (
+            f"| {name} | {percent(mean(right) if right else None)} | {overall(models)['peak']:+.2f} | {kl} |"
+        )
+        yield " ".join([head, *(f"{overall(models)[rule]:+.2f} |" for rule in RULES)])
+    every = overall([model for name in names(found) for model in of(found, name)])
+    yield " ".join([f"| mean | | {every['peak']:+.2f} | |", *(f"{every[rule]:+.2f} |" for rule in RULES)])
 
 
-def overall(ends: Sequence[Json], key: str) -> float | None:
-    """The mean over laboratories; those in which no run gained anything say nothing."""
-    shares = [end[key]["mean"] for end in ends if end[key]["mean"] is not None]
-    return mean(shares) if shares else None
+def law(fits: Sequence[Json]) -> list[str]:
+    """The five cells of a law: means over the laboratories in which it could be fitted, and has a peak."""
+    if not fits:
+        return ["no law", *["–"] * 4]
+    r2 = [fit["r2"] for fit in fits if fit["r2"] is not None]
+    peaks = [fit["peak"] for fit in fits if fit["peak"] is not None]
+    cells = [together([fit[key] for fit in fits]) for key in ("alpha", "beta")]
+    cells.append(f"{mean(r2):.2f}" if r2 else "–")
+    if len(peaks) < len(fits):
+        return [*cells, f"none in {len(fits) - len(peaks)} of {len(fits)}", "–"]
+    return [*cells, *(together([peak[key] for peak in peaks]) for key in ("kl", "gain"))]
+
+
+def together(several: Sequence[Json]) -> str:
+    """The mean of numbers with intervals, and the interval that holds all of theirs."""
+    lows, highs = ([one[key] for one in several] for key in ("low", "high"))
+    low, high = None if None in lows else min(lows), None if None in highs else max(highs)
+    return ranged(asdict(Ranged(mean(one["value"] for one in several), low, high)))
 
 
 def verdicts(found: Mapping[str, Json]) -> Iterator[str]:
-    """Where gold has a visible peak under PPO, and whether a rule ends within 10 % of it on average."""
-    for name in [model["name"] for model in next(iter(found.values()))["reward_models"]]:
-        laws = [m["rl"]["fits"] for lab in found.values() for m in lab["reward_models"] if m["name"] == name]
-        seen = sum(fits is not None and visible(fits["rl"]) for fits in laws)
-        yield f"- {name}: gold has a visible peak under PPO in {seen} of {len(laws)} laboratories"
+    """Where gold has a visible peak, and whether the rules end within 10 % of it on average."""
+    for name in names(found):
+        seen = []
+        for method, key, which in METHODS:
+            laws = [model[key]["fits"] for model in of(found, name)]
+            clear = sum(fits is not None and visible(fits[which]) for fits in laws)
+            seen.append(f"under {method} in {clear} of {len(laws)} laboratories")
+        yield f"- {name}: gold has a visible peak {', '.join(seen)}"
     for rule in WITNESSES:
-        share = overall([ending(lab, rule) for lab in found.values()], "kept_by_law")
-        met = "met" if share is not None and share >= CLOSE else "missed"
-        yield f"- {rule} keeps {percent(share)} of the best gain over {len(found)} laboratories: {met}"
+        per = {name: overall(lab["reward_models"]) for name, lab in found.items()}
+        share = mean(one[rule] for one in per.values()) / mean(one["peak"] for one in per.values())
+        each = ", ".join(f"{name} {percent(one[rule] / one['peak'])}" for name, one in per.items())
+        met = "met" if share >= CLOSE else "missed"
+        yield f"- {rule} keeps {percent(share)} of what is gained at the peaks ({each}): {met}"
 
 
 def visible(fit: Json) -> bool:
-    low = fit["beta"]["low"]
-    return fit["peak"] is not None and fit["peak"]["reached"] and low is not None and low > 0
+    low, peak = fit["beta"]["low"], fit["peak"]
+    risen = peak is not None and peak["reached"] and (peak["gain"]["low"] or 0) > VISIBLE
+    return risen and low is not None and low > 0
 
 
 # ----------------------------------------------------------------------------------------- pictures
 
 
 def pictures(found: Mapping[str, Json]) -> str:
-    """Gold above proxy for every reward model: a line for each seed, gold's law dashed, its peak a dot."""
-    names = [model["name"] for model in next(iter(found.values()))["reward_models"]]
-    rows = -(-len(names) // ACROSS)
-    size = f"{min(len(names), ACROSS) * WIDE} {rows * TALL + 24}"
+    """Gold above proxy for every reward model: a line for each seed, a dot at its peak, the laws dashed."""
+    shown = names(found)
+    rows = -(-len(shown) // ACROSS)
+    size = f"{min(len(shown), ACROSS) * WIDE} {rows * TALL + 24}"
     body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}"><style>{STYLE}']
     body.append(
         "path{fill:none;stroke:#0068a8;stroke-width:1.5}path.law{stroke-dasharray:4 3;stroke:#6a635a}"
     )
     body.append("path.proxy{stroke:#c2571a}</style>")
-    for at, name in enumerate(names):
+    for at, name in enumerate(shown):
         left, top = at % ACROSS * WIDE, at // ACROSS * TALL
-        models = [
-            (lab, model) for lab in found.values() for model in lab["reward_models"] if model["name"] == name
-        ]
         body.append(f'<g transform="translate({left} {top})"><text class="name" x="44" y="14">{name}</text>')
-        gold = [("gold", averaged(model, "gold", lab["window"])) for lab, model in models]
-        proxy = [("proxy", averaged(model, "proxy", lab["window"])) for lab, model in models]
-        fits = [(m["rl"]["curves"], m["rl"]["fits"]) for _, m in models if m["rl"]["curves"]]
-        laws = [("law", list(zip(c["rl"]["d"], c["rl"]["gold"], strict=True))) for c, _ in fits]
+        models = of(found, name)
+        gold = [("gold", curve(model["gold"])) for model in models]
+        proxy = [("proxy", averaged(m, lab["window"])) for m, lab in zip(models, found.values(), strict=True)]
+        laws = [("law", curve(m["rl"]["curves"]["rl"])) for m in models if m["rl"]["curves"]]
         peaks = [
-            (f["rl"]["peak"]["d"]["value"], f["rl"]["start"]["value"] + f["rl"]["peak"]["gain"]["value"])
-            for _, f in fits
-            if f["rl"]["peak"] and f["rl"]["peak"]["reached"]
+            (m["peak"]["d"], lab["start"] + m["peak"]["gain"])
+            for m, lab in zip(models, found.values(), strict=True)
         ]
         body += panel(gold + laws, peaks, 24, 130) + panel(proxy, [], 180, 80)
         body.append("</g>")
@@ -185,11 +195,15 @@ def pictures(found: Mapping[str, Json]) -> str:
     return "\n".join(body)
 
 
-def averaged(model: Json, key: str, window: int) -> Curve:
-    """A column of all runs over the distance, as the report smooths it."""
+def curve(drawn: Json) -> Curve:
+    return list(zip(drawn["d"], drawn["gold"], strict=True))
+
+
+def averaged(model: Json, window: int) -> Curve:
+    """The reward model's score of all runs over the distance, as the report smooths it."""
     from bloomery.report.plots import smooth
 
-    points = sorted((d, y) for run in model["runs"] for d, y in zip(run["d"], run[key], strict=True))
+    points = sorted((d, y) for run in model["runs"] for d, y in zip(run["d"], run["proxy"], strict=True))
     smoothed = smooth([y for _, y in points], window * len(model["runs"]))
     return [(d, y) for (d, _), y in zip(points, smoothed, strict=True) if y is not None]
 

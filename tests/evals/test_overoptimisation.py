@@ -90,6 +90,34 @@ def test_a_peak_that_some_draws_do_not_have_has_no_upper_bound() -> None:
     assert peak.d.high is peak.kl.high is peak.gain.high is None
 
 
+def test_a_law_goes_through_a_start_that_is_known() -> None:
+    """By hand: at d = 1 and 2 gold gains 1 and 1 over 0.5, which is d (1.5 - 0.5 d); and log 1 is 0."""
+    d = np.array([0.0, 1.0, 2.0, 0.5])
+    gold = np.array([9.0, 1.5, 1.5, 0.5 + 0.5 * (1.5 - 0.25)])  # what is measured at 0 changes nothing
+    found = fit("bon", d, gold, gold[None], start=0.5)
+    assert (found.start.value, found.start.low, found.start.high) == (0.5, 0.5, 0.5)
+    assert (found.alpha.value, found.beta.value) == pytest.approx((1.5, 0.5))
+    assert fit("bon", d, gold, gold[None]).start.value > 2
+    for name in over.LAWS:
+        curve = np.array([law(name, x, 0.3, 0.8, 0.25) for x in D])
+        known = along_runs(name, D, curve + 0.1, 0.3, block=2)
+        wanted = over.basis(name, D) @ over.coefficients(name, D, curve + 0.1, 0.3)
+        assert wanted[0] == pytest.approx(0.3)
+        assert sorted(set(np.round(known - wanted, 9).ravel())) == sorted(
+            set(np.round(curve + 0.1 - wanted, 9))
+        )
+
+
+def test_gold_without_a_law() -> None:
+    d, gold = [0.0, 1.0, 2.0], [1.0, 3.0, -1.0]
+    near = math.exp(-0.5)
+    by_hand = (3.0 + near * (1.0 - 1.0)) / (1 + 2 * near)
+    assert over.smoothed(d, gold, [1.0], 1.0) == pytest.approx([by_hand])
+    assert over.smoothed(d, gold, [0.0, 1.0, 2.0], 0.01) == pytest.approx(gold)
+    assert over.smoothed(d, gold, [0.9, 50.0], 0.01) == pytest.approx([3.0, -1.0])  # however far it is
+    assert over.smoothed(d, gold, [1.0], 1e6) == pytest.approx([1.0])
+
+
 def test_the_law_that_made_a_curve_is_the_nearer_one() -> None:
     rng = np.random.default_rng(0)
     d = np.linspace(0.05, 6.0, 80)
@@ -231,13 +259,10 @@ def test_runs_too_short_to_say_anything() -> None:
             stop_rule(proxy, witness, window=1, patience=1)
 
 
-def test_how_much_of_the_best_gain_is_kept() -> None:
+def test_what_is_gained_at_a_step() -> None:
     gold = [0.0, 1.0, 2.0, 1.0, 0.0, -1.0]
-    assert [over.share_kept(gold, 0.0, at, 1) for at in range(6)] == [0.0, 0.5, 1.0, 0.5, 0.0, -0.5]
-    assert over.share_kept(gold, -2.0, 4, 1) == pytest.approx(0.5)
-    # Means of three over the start: 1, 4/3, 1, 0; the last window is the last that there is.
-    assert over.share_kept(gold, 0.0, 1, 3) == pytest.approx(0.75)
-    assert over.share_kept(gold, 0.0, 2, 3) == pytest.approx(1.0)
-    assert over.share_kept(gold, 0.0, 5, 3) == pytest.approx(0.0)
-    assert over.share_kept(gold, 2.0, 2, 1) is None
-    assert over.share_kept([0.1 + 0.2] * 4, 0.3, 1, 1) is None
+    assert [over.gained(gold, 0.5, at, 1) for at in range(6)] == [-0.5, 0.5, 1.5, 0.5, -0.5, -1.5]
+    # Means of three: 1, 4/3, 1, 0; the first and the last window are the first and the last that there are.
+    means = [over.gained(gold, 0.0, at, 3) for at in range(6)]
+    assert means == pytest.approx([1.0, 1.0, 4 / 3, 1.0, 0.0, 0.0])
+    assert over.gained(gold, -1.0, 3, 100) == pytest.approx(1.5)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bloomery.data.loader import batch_indices
 from bloomery.errors import ArtifactError
-from bloomery.evals.overoptimisation import share_kept
+from bloomery.evals.overoptimisation import gained
 from bloomery.journey import lab
 from bloomery.journey.settings import Journey
 from bloomery.recipe import dump, load
@@ -35,16 +36,36 @@ def witness_of(d: float) -> float:
     return d * (1.5 - d / 2)
 
 
+PROMPTS, SIZE = 30, 8
+"""How many there are, and how many PPO asks at each step."""
+
+
+def usual() -> np.ndarray:
+    """What the SFT model gets for each prompt: some are far harder than others."""
+    return np.random.default_rng(3).normal(0, 1, PROMPTS).round(2)
+
+
+def write_baseline(path: Path) -> None:
+    """Two answers to each prompt, graded around what is usual, which is -0.2 on average."""
+    path.mkdir(parents=True)
+    graded = usual() - usual().mean() - 0.2
+    asked = [{"answers": [{"graded_reward": g + e} for e in (0.5, -0.5)]} for g in graded.tolist()]
+    (path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+
+
 def write_run(path: Path, farthest: float, noise: Callable[[], float]) -> None:
+    """Gold follows the law but for how hard a step's prompts are."""
     path.mkdir(parents=True)
     rows = []
     for step in range(STEPS):
+        asked = batch_indices(PROMPTS, SIZE, seed=7, step=step)
+        easier = float(usual()[asked].mean() - usual().mean())
         kl = farthest * step / (STEPS - 1)
         d = math.sqrt(kl)
         rows.append(
             {
                 **{"step": step, "objective/kl": kl if step else -1e-7, "objective/scores": 2 * d},
-                **{"gold/graded_reward": gold_of(d) + noise(), "watch/held-out/mean": witness_of(d)},
+                **{"gold/graded_reward": gold_of(d) + easier + noise(), "watch/held-out/mean": witness_of(d)},
                 "watch/ensemble/mean": 2 * d,
             }
         )
@@ -69,9 +90,10 @@ def write_best(path: Path, prompts: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def made_up(out: Path, noise: Callable[[], float] = lambda: 0.0) -> tuple[np.ndarray, np.ndarray]:
-    out.mkdir()
     models = "[{name: weak, share: 0.05}, {name: odd, flipped: 0.3}]"
     settings = ["rounds=0", f"lab.reward_models={models}", f"lab.kl_coefs={list(LEASHES)}"]
+    settings.append(f"first.ppo.prompts_per_step={SIZE}")
+    write_baseline(out / "baseline")
     journey = load(Journey, overrides=[*settings, "lab.window=3", "lab.share=0", "lab.patience=4", "seed=7"])
     (out / "recipe.yaml").write_text(dump(journey))
     (out / "journey.json").write_text(json.dumps({"bloomery": "0", "steps": [], "seconds": 0.0}))
@@ -111,13 +133,36 @@ def test_the_law_of_ppo_is_found_over_all_leashes_together(results: dict[str, An
     assert curve["gold"] == pytest.approx([gold_of(d) for d in curve["d"]])
 
 
+def test_what_a_step_s_prompts_are_is_taken_off(results: dict[str, Any]) -> None:
+    """Every prompt of the made-up runs is as hard as for the SFT model, so nothing but the law is left."""
+    assert results["start"] == pytest.approx(-0.2)
+    for model in results["reward_models"]:
+        for run in model["runs"]:
+            assert run["gold"] == pytest.approx([gold_of(d) for d in run["d"]])
+
+
+def test_the_peak_is_that_of_the_measured_curve(results: dict[str, Any]) -> None:
+    model = results["reward_models"][0]
+    d = np.concatenate([run["d"] for run in model["runs"]])
+    gold = np.array([gold_of(x) for x in d])
+    highest = -math.inf
+    for x, y in zip(model["gold"]["d"], model["gold"]["gold"], strict=True):
+        weights = np.exp(-(((d - x) / 0.2) ** 2) / 2)
+        assert y == pytest.approx(float(weights @ gold / weights.sum()))
+        highest = max(highest, y)
+    peak = model["peak"]
+    assert peak["gain"] == pytest.approx(highest + 0.2)
+    assert peak["kl"] == pytest.approx(peak["d"] ** 2)
+    assert peak["d"] == pytest.approx(math.exp(0.25), abs=0.15)
+
+
 def test_intervals_hold_what_noise_hides(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     made_up(tmp_path / "out", lambda: float(rng.normal(0, 0.1)))
     found = lab.collect(tmp_path / "out")
     assert found is not None
     fit = found["reward_models"][0]["rl"]["fits"]["rl"]
-    for key, value in (("start", -0.2), ("alpha", 1.0), ("beta", 0.8)):
+    for key, value in (("alpha", 1.0), ("beta", 0.8)):
         assert fit[key]["low"] < value < fit[key]["high"]
         assert fit[key]["high"] - fit[key]["low"] > 0.02
     assert fit["peak"]["kl"]["low"] < math.exp(0.5) < fit["peak"]["kl"]["high"]
@@ -146,8 +191,9 @@ def test_best_of_n_is_the_mean_over_all_subsets_of_answers(tmp_path: Path) -> No
     assert best["fits"]["bon"]["num"] == 4
 
 
-def test_what_the_stop_rule_would_have_kept(results: dict[str, Any]) -> None:
-    run, leashed = results["reward_models"][0]["runs"]
+def test_what_is_gained_where_the_stop_rule_would_have_ended_a_run(results: dict[str, Any]) -> None:
+    model = results["reward_models"][0]
+    run, leashed = model["runs"]
     assert (run["kl_coef"], leashed["kl_coef"]) == (0.0, 0.1)
     assert run["d"][0] == 0.0
     held, ensemble = run["stops"]
@@ -157,31 +203,54 @@ def test_what_the_stop_rule_would_have_kept(results: dict[str, Any]) -> None:
     assert held["stop"] == held["at"] + 4
     assert held["kl"] == pytest.approx(16 * 7 / 39)
     gold = [gold_of(math.sqrt(16 * step / 39)) for step in range(STEPS)]
-    assert held["kept"] == pytest.approx(share_kept(gold, -0.2, 7, 3))
-    assert 0.9 < held["kept"] < 1
-    gains = [gold_of(d) + 0.2 for d in (held["d"], math.exp(0.25))]
-    assert held["kept_by_law"] == pytest.approx(gains[0] / gains[1], abs=0.005)
-    # The ensemble rises with the score: it never stops, and what is left at the end is what it keeps.
+    assert held["gain"] == pytest.approx(gained(gold, -0.2, 7, 3))
+    assert 0.9 < held["gain"] / model["peak"]["gain"] < 1.01
+    # The ensemble rises with the score: it never stops, and has what is left at the end.
     assert ensemble["stop"] is None
     assert ensemble["at"] == STEPS - 1
-    assert ensemble["kept"] == run["end"]["kept"] < 0
-    assert ensemble["kept_by_law"] == run["end"]["kept_by_law"] < 0
-    for key in ("kept", "kept_by_law"):
-        assert results["stop_rule"]["held-out"][key]["runs"] == 4
-        assert results["stop_rule"]["held-out"][key]["close"] == 4
-        assert results["stop_rule"]["ensemble"][key]["close"] == results["without"][key]["close"] == 0
-        ends = run["end"][key], leashed["end"][key]
-        assert results["without"][key]["mean"] == pytest.approx(sum(ends) / 2)
+    assert ensemble["gain"] == run["end"] == pytest.approx(gained(gold, -0.2, STEPS - 1, 3))
+    assert run["end"] < 0
+    rules = model["by_rule"]
+    assert rules["held-out"] == pytest.approx((held["gain"] + leashed["stops"][0]["gain"]) / 2)
+    assert rules["ensemble"] == rules["no rule"] == pytest.approx((run["end"] + leashed["end"]) / 2)
+    other = results["reward_models"][1]
+    found = lab.overall([model, {**other, "peak": {"gain": 3.0}, "by_rule": {**rules, "held-out": 0.0}}])
+    assert found == pytest.approx(
+        {
+            "peak": (model["peak"]["gain"] + 3) / 2,
+            "held-out": rules["held-out"] / 2,
+            "ensemble": rules["ensemble"],
+            "no rule": rules["no rule"],
+        }
+    )
 
 
 def test_words(results: dict[str, Any]) -> None:
     said = list(lab.lines(results))
-    assert said[0] == "weak: 5 % of the labels, 0 % turned over, right on 61 % of held-out pairs"
-    assert "alpha 1.00 (1.00 to 1.00), beta 0.80 (0.80 to 0.80), R² 1.00" in said[1]
-    assert said[1].endswith("gold peaks at KL 1.65 (1.65 to 1.65)")
-    assert said[3].startswith("  kl_coef 0: held-out goes back to step 7: 9")
-    assert "ensemble runs on: -" in said[3]
-    assert said[-3].endswith("4 of 4 and 4 of 4 runs within 10 %")
+    assert said[0].startswith("the SFT model is graded -0.20 by the oracle")
+    assert said[1] == "weak: 5 % of the labels, 0 % turned over, right on 61 % of held-out pairs"
+    assert "alpha 1.00 (1.00 to 1.00), beta 0.80 (0.80 to 0.80), R² 1.00" in said[2]
+    assert said[2].endswith("gold peaks at KL 1.65 (1.65 to 1.65)")
+    assert said[4].startswith("  kl_coef 0: held-out goes back to step 7: +0.98")
+    assert "ensemble runs on: -" in said[4]
+    assert said[6].startswith("  highest, over all of them: +1.0")
+    found = lab.overall(results["reward_models"])
+    assert said[-1].startswith(f"gold gained on average: {found['peak']:+.2f} at the peak, held-out +")
+
+
+def test_a_world_that_knows_no_prompt_has_no_gold(tmp_path: Path) -> None:
+    made_up(tmp_path / "out")
+    file = tmp_path / "out" / "baseline" / "answers.jsonl"
+    lines = file.read_text().splitlines()
+    unknown = json.dumps({"answers": [{"score": 1.0}, {"score": 2.0}]})
+    file.write_text("\n".join([*lines[:-1], unknown, ""]))
+    assert np.isnan(lab.prompts_gold(file.parent)[-1])
+    found = lab.collect(tmp_path / "out")
+    assert found is not None
+    assert math.isfinite(found["reward_models"][0]["peak"]["gain"])
+    file.write_text("\n".join([unknown] * len(lines)) + "\n")
+    with pytest.raises(ArtifactError, match="no answer was graded"):
+        lab.collect(tmp_path / "out")
 
 
 def test_the_report_shows_it(results: dict[str, Any], tmp_path: Path) -> None:
@@ -195,7 +264,8 @@ def test_the_report_shows_it(results: dict[str, Any], tmp_path: Path) -> None:
         "best-of-n’s law",
         ">peak<",
         ">stop<",
-        "4 of 4",
+        "goes back to step 7",
+        ">mean<",
     ):
         assert words in section, words
     assert "NaN" not in section

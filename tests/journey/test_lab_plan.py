@@ -41,7 +41,7 @@ def test_the_steps() -> None:
         *("world", "data", "tokenizer", "corpus", "base", "evaluate-base", "sft", "evaluate-sft", "label-1"),
         *("base-small", "sft-small"),
         *("spoil-half", "reward-half", "spoil-half-twin", "reward-half-twin"),
-        *("best-half", "ppo-half-0", "ppo-half-0.05"),
+        *("baseline", "best-half", "ppo-half-0", "ppo-half-0.05"),
         *("spoil-few", "reward-few", "spoil-few-twin", "reward-few-twin"),
         *("best-few", "ppo-few-0", "ppo-few-0.05"),
     ]
@@ -104,10 +104,25 @@ def test_ppo_is_trained_on_one_and_watches_the_other() -> None:
     )
 
 
+def test_the_baseline_asks_the_sft_model_every_prompt_as_ppo_does() -> None:
+    plan = plan_of("lab.best_of_n={limit: 9, at: [1, 2]}", "first.ppo.max_tokens=11", baseline="5")
+    one, best = recipe(plan, "baseline"), recipe(plan, "best-half")
+    assert (one.limit, one.samples, one.at, one.max_tokens) == (None, 5, (), 11)
+    asked = ("policy", "reward", "prompts", "world", "seed")
+    assert all(getattr(one, name) == getattr(best, name) for name in asked)
+    assert one.prompts == recipe(plan, "ppo-few-0").prompts
+    assert one.policy == recipe(plan, "ppo-few-0").reference
+
+
 @pytest.mark.parametrize(
     ("override", "steps"),
     [
         ("lab.best_of_n.samples=8", {"best-half", "best-few"}),
+        ("lab.baseline=8", {"baseline"}),
+        (
+            "first.ppo.temperature=0.7",
+            {"baseline", *(f"ppo-{n}-{b}" for n in ("half", "few") for b in ("0", "0.05"))},
+        ),
         ("first.ppo.steps=9", {f"ppo-{n}-{b}" for n in ("half", "few") for b in ("0", "0.05")}),
         ("first.reward.epochs=9", {f"reward-{n}{t}" for n in ("half", "few") for t in ("", "-twin")}),
         ("first.label.prompts=9", {"label-1"}),

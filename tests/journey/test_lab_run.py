@@ -22,6 +22,7 @@ LAB = [
     "lab.sizes={small: {width: 16, depth: 1, heads: 2, context: 128}}",
     "lab.reward_models=[{name: few, share: 0.3, flipped: 0.3, size: small}]",
     "lab.kl_coefs=[0.0]",
+    "lab.baseline=2",
     "lab.best_of_n={samples: 8, limit: 16, max_tokens: 12}",
     *("lab.window=2", "lab.patience=1"),
     *("first.ppo.steps=5", "first.ppo.optimiser.learning_rate=0.003", "evaluate.limit=8"),
@@ -42,7 +43,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "few: size small, 30 % of the labels, 30 % turned over" in done.stdout
-    assert "held-out: " in done.stdout
+    assert "gold gained on average: " in done.stdout
     return path
 
 
@@ -54,6 +55,9 @@ def test_the_findings(out: Path) -> None:
     assert run["kl"][0] == pytest.approx(0.0, abs=1e-4)
     assert model["rl"]["fits"]["rl"]["num"] == 5
     assert model["best_of_n"]["n"] == [1, 2, 4, 8]
+    baseline = [json.loads(line) for line in (out / "baseline" / "answers.jsonl").read_text().splitlines()]
+    prompts = (out / "world" / "prompts.jsonl").read_text().splitlines()
+    assert [one["id"] for one in baseline] == [json.loads(line)["id"] for line in prompts]
     rows = [json.loads(line) for line in (out / "ppo-few-0" / "metrics.jsonl").read_text().splitlines()]
     assert run["watched"]["held-out"] == [row["watch/held-out/mean"] for row in rows]
     assert run["proxy"] == [row["objective/scores"] for row in rows]
@@ -78,7 +82,7 @@ def test_nothing_is_made_twice_and_the_usual_journey_begins_with_the_same_stages
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(out)) == 0
-    assert capsys.readouterr().err.count("cached") == 17
+    assert capsys.readouterr().err.count("cached") == 18
     journey = ["run", str(TINY), "--out", str(out.parent / "other"), "--cache", str(out / "stages")]
     assert main([*journey, "--set", "rounds=0", "--set", "evaluate.limit=8", "--dry-run"]) == 0
     assert "0 of 8 steps to do" in capsys.readouterr().out
@@ -87,5 +91,5 @@ def test_nothing_is_made_twice_and_the_usual_journey_begins_with_the_same_stages
 def test_the_report_and_a_dry_run(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 'id="lab"' in (out / "report.html").read_text(encoding="utf-8")
     assert main([*words(out, "first.ppo.steps=6"), "--dry-run"]) == 0
-    assert "1 of 17 steps to do" in capsys.readouterr().out
+    assert "1 of 18 steps to do" in capsys.readouterr().out
     assert main(["verify", str(out)]) == 0

@@ -61,5 +61,16 @@ LAB = (
         FINDINGS,
     ),
     Mutation("back-to-the-stop", "journey/lab.py", "else said.best", "else said.stop", FINDINGS),
-    Mutation("best-beyond-the-run", "journey/lab.py", 'max(run["d"]), POINTS', "1.0, POINTS", FINDINGS),
+    Mutation("prompts-not-taken-off", "journey/lab.py", "row[GOLD] - ease", "row[GOLD]", FINDINGS),
+    Mutation("harder-for-easier", "journey/lab.py", "row[GOLD] - ease", "row[GOLD] + ease", FINDINGS),
+    Mutation(
+        "law-through-nought",
+        "journey/lab.py",
+        "        start,\n    )\n    line",
+        "        0.0,\n    )\n    line",
+        FINDINGS,
+    ),
+    Mutation("baseline-of-some-prompts", "journey/plan.py", '"limit": None, "at"', '"at"', PLAN),
+    Mutation("start-not-given", OVER, "(y - start) @", "y @", LAWS),
+    Mutation("smoothed-by-nobody-near", OVER, "/ width) / 2", "* width) / 2", LAWS),
 )

@@ -6,8 +6,8 @@ with d = sqrt(KL(policy || start)), what gold gains is
     best-of-n               R(d) = d (alpha - beta d)
     reinforcement learning  R(d) = d (alpha - beta log d)
 
-Both are linear in alpha and beta, so least squares is exact. The paper centres gold on 0 at d = 0; here the
-level at the start is a third coefficient, because a log holds few answers of the start itself.
+Both are linear in alpha and beta, so least squares is exact. The paper centres gold on 0 at d = 0. So may
+these: `start` is the level there, where it was measured; else it is a third coefficient.
 """
 
 from __future__ import annotations
@@ -89,8 +89,11 @@ def basis(law: Law, d: ArrayLike) -> Floats:
     return np.stack([np.ones_like(x), x, -falls], axis=-1)
 
 
-def coefficients(law: Law, d: Sequence[float] | Floats, gold: ArrayLike) -> Floats:
-    """Start, alpha and beta `[..., 3]` of the least-squares fit to gold `[..., n]` at distances `[n]`.
+def coefficients(
+    law: Law, d: Sequence[float] | Floats, gold: ArrayLike, start: float | None = None
+) -> Floats:
+    """Start, alpha and beta `[..., 3]` of the least-squares fit to gold `[..., n]` at distances `[n]`;
+    through `start`, where that is known.
 
     Raises `UsageError` when a number is not finite, a distance is below 0, or fewer than `FEWEST` differ.
     """
@@ -107,24 +110,34 @@ def coefficients(law: Law, d: Sequence[float] | Floats, gold: ArrayLike) -> Floa
             got=len(np.unique(x)),
             expected=f"at least {FEWEST} that differ",
         )
-    found: Floats = y @ np.linalg.pinv(basis(law, x)).T
-    return found
+    if start is None:
+        free: Floats = y @ np.linalg.pinv(basis(law, x)).T
+        return free
+    found: Floats = (y - start) @ np.linalg.pinv(basis(law, x)[:, 1:]).T
+    return np.concatenate([np.full((*found.shape[:-1], 1), start), found], axis=-1)
 
 
-def fit(law: Law, d: Sequence[float] | Floats, gold: Sequence[float] | Floats, draws: Floats) -> Fit:
+def fit(
+    law: Law,
+    d: Sequence[float] | Floats,
+    gold: Sequence[float] | Floats,
+    draws: Floats,
+    start: float | None = None,
+) -> Fit:
     """The law nearest to gold `[n]` at distances `[n]`, with percentile intervals.
 
     Args:
         draws: `[draws, n]`, gold as it could have come out as well: `over_prompts` or `along_runs`.
+        start: gold at distance 0, where it is known; fitted where it is not.
     """
     x, y = np.asarray(d, dtype=np.float64), np.asarray(gold, dtype=np.float64)
-    best, drawn = coefficients(law, x, y), coefficients(law, x, draws)
+    best, drawn = coefficients(law, x, y, start), coefficients(law, x, draws, start)
     spread = float(np.square(y - y.mean()).sum())
     missed = float(np.square(y - basis(law, x) @ best).sum())
-    start, alpha, beta = (ranged(best[i], drawn[:, i]) for i in range(3))
+    level, alpha, beta = (ranged(best[i], drawn[:, i]) for i in range(3))
     return Fit(
         law=law,
-        start=start,
+        start=level,
         alpha=alpha,
         beta=beta,
         r2=1 - missed / spread if spread > 0 else None,
@@ -175,13 +188,19 @@ def over_prompts(values: Floats, *, seed: int = 0, draws: int = DRAWS) -> Floats
 
 
 def along_runs(
-    law: Law, d: Sequence[float] | Floats, gold: Sequence[float] | Floats, *, block: int, seed: int = 0
+    law: Law,
+    d: Sequence[float] | Floats,
+    gold: Sequence[float] | Floats,
+    start: float | None = None,
+    *,
+    block: int,
+    seed: int = 0,
 ) -> Floats:
     """Gold `[DRAWS, n]` had the steps of runs fallen out otherwise: the fitted law, and what it misses drawn
     in circular blocks of `block` neighbours (Politis & Romano 1992), because what a step says is near to what
     the steps around it say."""
     x, y = np.asarray(d, dtype=np.float64), np.asarray(gold, dtype=np.float64)
-    curve: Floats = basis(law, x) @ coefficients(law, x, y)
+    curve: Floats = basis(law, x) @ coefficients(law, x, y, start)
     starts = stream(seed, "blocks").integers(0, len(x), (DRAWS, -(-len(x) // block)))
     places = (starts[..., None] + np.arange(block)).reshape(DRAWS, -1)[:, : len(x)] % len(x)
     found: Floats = curve + (y - curve)[places]
@@ -191,6 +210,16 @@ def along_runs(
 def nearest(fits: Mapping[Law, Fit]) -> Law:
     """The law that explains more: both have as many coefficients, so their `r2` compare."""
     return max(fits, key=lambda law: -np.inf if (r2 := fits[law].r2) is None else r2)
+
+
+def smoothed(d: ArrayLike, gold: ArrayLike, at: ArrayLike, width: float) -> Floats:
+    """Gold at distances `at` without any law: the mean of `gold` over the measured distances `d`, weighted by
+    a normal curve of standard deviation `width` around each (Nadaraya 1964, Watson 1964)."""
+    x, y, to = (np.asarray(values, dtype=np.float64) for values in (d, gold, at))
+    far = np.square((to[..., None] - x) / width) / 2
+    weights = np.exp(far.min(axis=-1, keepdims=True) - far)
+    found: Floats = weights @ y / weights.sum(axis=-1)
+    return found
 
 
 # ------------------------------------------------------------------------------------------ where to stop
@@ -242,14 +271,8 @@ def trailing(values: Sequence[float], window: int) -> Floats:
     return np.convolve(np.asarray(values, dtype=np.float64), np.full(window, 1 / window), mode="valid")
 
 
-def share_kept(gold: Sequence[float], start: float, at: int, window: int) -> float | None:
-    """How much of the best gain over `start` is there at step `at`: 1 is all, below 0 is worse than at the
-    start. Means of the `window` steps around each; None where nothing was ever gained.
-
-    Noise makes the best of many means look better than it is, so a share is rather too low.
-    """
+def gained(gold: Sequence[float], start: float, at: int, window: int) -> float:
+    """What gold has gained over `start` at step `at`: the mean of the `window` steps around it."""
     window = min(window, len(gold))
     means = trailing(gold, window) - start
-    here = min(max(at - window // 2, 0), len(means) - 1)
-    # A gain of rounding errors is none.
-    return float(means[here] / means.max()) if means.max() > 1e-9 else None
+    return float(means[min(max(at - window // 2, 0), len(means) - 1)])

@@ -3,6 +3,10 @@
 Of every reward model: the curves of PPO on each leash and of best-of-n over d = sqrt(KL), both laws of
 `evals.overoptimisation` fitted to gold, the KL at which gold peaks, and where the stop rule, which never sees
 gold, would have ended each run. The runs go to their end, so that what a rule gave up can be told.
+
+A step of PPO asks few prompts, some harder than others. So its gold is held against what the SFT model gets
+for the very same prompts, of which it answered each several times: a control variate, which halves the
+variance and tells the level at distance 0.
 """
 
 from __future__ import annotations
@@ -10,18 +14,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bloomery.data.loader import batch_indices
 from bloomery.errors import ArtifactError, UsageError
 from bloomery.evals import overoptimisation as over
-from bloomery.evals.overoptimisation import Fit, Floats, Law
+from bloomery.evals.overoptimisation import Floats, Law
 from bloomery.journey.results import read_json
-from bloomery.journey.settings import ENSEMBLE, HELD_OUT, Journey, Opponent, _Lab
+from bloomery.journey.settings import BASELINE, ENSEMBLE, HELD_OUT, Journey, Opponent, _Lab
 from bloomery.lineage import write_json
 from bloomery.objectives.search import expected_best
 from bloomery.recipe import load
@@ -30,11 +34,14 @@ from bloomery.stages.stop import PROXY
 Json = dict[str, Any]
 FILE = "overoptimisation.json"
 WITNESSES = (HELD_OUT, ENSEMBLE)
+NO_RULE = "no rule"
 GOLD, KL = "gold/graded_reward", "objective/kl"
 CLOSE = 0.9
-"""A rule that keeps this share of the best gain is counted as close."""
+"""A rule whose runs keep this share of what is gained at the peak is close."""
 POINTS = 60
-"""Of each fitted curve that is written down to be drawn."""
+"""Of each curve that is written down to be drawn."""
+WIDTH = 0.2
+"""Of the normal curve that smooths gold over d: half of what is averaged lies within 0.13."""
 
 
 def collect(out: Path) -> Json | None:
@@ -46,45 +53,73 @@ def collect(out: Path) -> Json | None:
     journey = load(Journey, out / "recipe.yaml")
     if journey.lab is None:
         return None
-    found = [against(out, journey.lab, one, journey.seed) for one in journey.lab.reward_models]
-    stops = [stop for model in found for run in model["runs"] for stop in run["stops"]]
+    usual = prompts_gold(out / BASELINE)
+    start = float(np.nanmean(usual))
     results: Json = {
         "seed": journey.seed,
         "window": journey.lab.window,
         "share": journey.lab.share,
         "patience": journey.lab.patience,
-        "reward_models": found,
-        "stop_rule": {name: summary([s for s in stops if s["witness"] == name]) for name in WITNESSES},
-        "without": summary([run["end"] for model in found for run in model["runs"]]),
+        "start": start,
+        "reward_models": [against(out, journey, one, usual) for one in journey.lab.reward_models],
     }
     write_json(out / FILE, results)
     return results
 
 
-def against(out: Path, lab: _Lab, one: Opponent, seed: int) -> Json:
-    """What was seen of one reward model: its accuracy, PPO's runs and law, best-of-n's curve and law."""
+def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
+    """What was seen of one reward model: its accuracy, PPO's runs, their peak and law, best-of-n's curve and
+    law, and the gain of gold `by_rule`, means over the runs."""
+    lab, start = journey.lab, float(np.nanmean(usual))
     card = read_json(out / f"reward-{one.name}" / "evaluation.json")
-    runs = [read_run(out / one.ppo(coef)) for coef in lab.kl_coefs]
-    d, gold = (np.concatenate([run[key] for run in runs]) for key in ("d", "gold"))
-    law, fits = fitted(d, gold, lambda name: over.along_runs(name, d, gold, block=lab.window, seed=seed))
+    size = journey.first.ppo.prompts_per_step
+    runs = [read_run(out / one.ppo(coef), usual, size, journey.seed) for coef in lab.kl_coefs]
     for run, coef in zip(runs, lab.kl_coefs, strict=True):
-        kept = partial(shares, run, fits.get("rl"), lab.window)
-        run |= {
-            "kl_coef": coef,
-            "stops": [stopped(run, lab, name, kept) for name in WITNESSES],
-            "end": kept(len(run["kl"]) - 1),
-        }
+        end = over.gained(run["gold"], start, len(run["gold"]) - 1, lab.window)
+        run |= {"kl_coef": coef, "stops": [stopped(run, lab, name, start) for name in WITNESSES], "end": end}
+    d, gold = (np.concatenate([run[key] for run in runs]) for key in ("d", "gold"))
+    law = fitted(
+        d,
+        gold,
+        lambda name: over.along_runs(name, d, gold, start, block=lab.window, seed=journey.seed),
+        start,
+    )
+    line = np.linspace(0.0, float(d.max()), POINTS)
+    seen = over.smoothed(d, gold, line, WIDTH)
+    at = int(seen.argmax())
     return {
         **one.model_dump(),
         "accuracy": {key: card.get(key) for key in ("accuracy", "low", "high")},
         "runs": runs,
+        "gold": {"d": line.tolist(), "gold": seen.tolist()},
+        "peak": {"d": line[at], "kl": line[at] ** 2, "gain": seen[at] - start},
+        "by_rule": {
+            **{
+                name: float(np.mean([run["stops"][i]["gain"] for run in runs]))
+                for i, name in enumerate(WITNESSES)
+            },
+            NO_RULE: float(np.mean([run["end"] for run in runs])),
+        },
         "rl": law,
-        "best_of_n": best_of_n(out / one.best, seed),
+        "best_of_n": best_of_n(out / one.best, journey.seed),
     }
 
 
-def read_run(path: Path) -> Json:
-    """A run of PPO as columns, a number for each step."""
+def prompts_gold(path: Path) -> Floats:
+    """The mean grade of the SFT model's answers to each prompt, in the order of the prompts; NaN where the
+    oracle knows none. Raises `ArtifactError` where it knows no prompt."""
+    file = path / "answers.jsonl"
+    asked = [json.loads(line)["answers"] for line in file.read_text(encoding="utf-8").splitlines()]
+    grades = [[one.get("graded_reward", np.nan) for one in answers] for answers in asked]
+    found: Floats = np.array(grades, dtype=np.float64).mean(axis=1)
+    if np.isnan(found).all():
+        raise ArtifactError("no answer was graded by the oracle", where=file)
+    return found
+
+
+def read_run(path: Path, usual: Floats, size: int, seed: int) -> Json:
+    """A run of PPO as columns, a number for each step. `gold` is `usual` on average over all prompts, the SFT
+    model's level, plus what the step's `size` prompts got beyond what is usual for them."""
     file = path / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     watched = {name: f"watch/{name}/mean" for name in WITNESSES}
@@ -92,32 +127,23 @@ def read_run(path: Path) -> Json:
         if not rows or any(row.get(name) is None for row in rows):
             raise ArtifactError(f"not every step logged {name}", where=file)
     kl = [row[KL] for row in rows]
+    asked = [batch_indices(len(usual), size, seed=seed, step=row["step"]) for row in rows]
+    easier = [float(np.nanmean(usual[some]) - np.nanmean(usual)) for some in asked]
     return {
         "kl": kl,
         "d": over.distances(kl).tolist(),
         "proxy": [row[PROXY] for row in rows],
-        "gold": [row[GOLD] for row in rows],
+        "gold": [row[GOLD] - ease for row, ease in zip(rows, easier, strict=True)],
         "watched": {name: [row[key] for row in rows] for name, key in watched.items()},
     }
 
 
-def shares(run: Json, fit: Fit | None, window: int, at: int) -> Json:
-    """How much of the best gain of gold a run has at step `at`: as the law says, and as measured around that
-    step, where the best of many noisy means makes the share too low."""
-    start = fit.start.value if fit else run["gold"][0]
-    by_law = None
-    if fit is not None:
-        highest = float(fit.gain(np.linspace(0.0, max(run["d"]), POINTS)).max())
-        by_law = float(fit.gain(run["d"][at])) / highest if highest > 0 else None
-    return {"kept": over.share_kept(run["gold"], start, at, window), "kept_by_law": by_law}
-
-
-def stopped(run: Json, lab: _Lab, witness: str, kept: Callable[[int], Json]) -> Json:
-    """Where the stop rule would have ended the run, whose weights it would have saved, and what they keep."""
+def stopped(run: Json, lab: _Lab, witness: str, start: float) -> Json:
+    """Where the stop rule would have ended the run, whose weights it would have saved, and what they gain."""
     said = lab.verdict(run["proxy"], run["watched"][witness])
     at = len(run["proxy"]) - 1 if said.stop is None else said.best
     place = {"witness": witness, "stop": said.stop, "at": at, "kl": run["kl"][at], "d": run["d"][at]}
-    return place | kept(at)
+    return place | {"gain": over.gained(run["gold"], start, at, lab.window)}
 
 
 def best_of_n(path: Path, seed: int) -> Json:
@@ -137,7 +163,7 @@ def best_of_n(path: Path, seed: int) -> Json:
         np.stack([expected_best(scores, values, n).numpy() for n in ns], axis=1) for values in (scores, gold)
     )
     drawn, d = over.over_prompts(worth, seed=seed), over.distances(kl)
-    law, _ = fitted(d, worth.mean(axis=0), lambda name: drawn)
+    law = fitted(d, worth.mean(axis=0), lambda name: drawn)
     bounds = [over.ranged(m, column) for m, column in zip(worth.mean(axis=0), drawn.T, strict=True)]
     return {
         "n": ns,
@@ -151,27 +177,24 @@ def best_of_n(path: Path, seed: int) -> Json:
     }
 
 
-def fitted(d: Floats, gold: Floats, draws: Callable[[Law], Floats]) -> tuple[Json, dict[Law, Fit]]:
+def fitted(d: Floats, gold: Floats, draws: Callable[[Law], Floats], start: float | None = None) -> Json:
     """Both laws fitted, which of them is nearer, and their curves to be drawn; or why there are none."""
     try:
-        fits = {law: over.fit(law, d, gold, draws(law)) for law in over.LAWS}
+        fits = {law: over.fit(law, d, gold, draws(law), start) for law in over.LAWS}
     except UsageError as error:
-        return {"fits": None, "nearest": None, "why": error.what, "curves": None}, {}
+        return {"fits": None, "nearest": None, "why": error.what, "curves": None}
     line = np.linspace(0.0, float(d.max()), POINTS)
     curves = {law: {"d": line.tolist(), "gold": fit.gold(line).tolist()} for law, fit in fits.items()}
     tree = {law: asdict(fit) for law, fit in fits.items()}
-    return {"fits": tree, "nearest": over.nearest(fits), "why": None, "curves": curves}, fits
+    return {"fits": tree, "nearest": over.nearest(fits), "why": None, "curves": curves}
 
 
-def summary(ends: Sequence[Json]) -> Json:
-    """By both measures, of the runs in which gold was gained at all: how many there are, the mean share that
-    was kept, and how many came close to all of it."""
-    found: Json = {}
-    for key in ("kept", "kept_by_law"):
-        kept = [end[key] for end in ends if end[key] is not None]
-        mean = sum(kept) / len(kept) if kept else None
-        found[key] = {"runs": len(kept), "mean": mean, "close": sum(share >= CLOSE for share in kept)}
-    return found
+def overall(models: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Gains of gold, means over reward models: at the `peak`, and by each rule."""
+    found = {"peak": float(np.mean([model["peak"]["gain"] for model in models]))}
+    return found | {
+        rule: float(np.mean([m["by_rule"][rule] for m in models])) for rule in (*WITNESSES, NO_RULE)
+    }
 
 
 # ------------------------------------------------------------------------------------- on the terminal
@@ -179,28 +202,24 @@ def summary(ends: Sequence[Json]) -> Json:
 
 def lines(results: Mapping[str, Any]) -> Iterator[str]:
     """The findings in words, a few lines for each reward model."""
+    yield f"the SFT model is graded {results['start']:+.2f} by the oracle; what follows is gained over that"
     for model in results["reward_models"]:
         yield f"{model['name']}: {described(model)}"
         yield f"  PPO        {law_in_words(model['rl'], 'rl')}"
         yield f"  best-of-n  {law_in_words(model['best_of_n'], 'bon')}"
         for run in model["runs"]:
-            stops = [f"{one['witness']} {step(one)}: {both(one)}" for one in run["stops"]]
-            yield f"  kl_coef {run['kl_coef']:g}: {', '.join(stops)}, at the end: {both(run['end'])}"
-    yield "share of the best gain in gold that is kept, by the law and as measured:"
-    for name, found in (*results["stop_rule"].items(), ("no rule", results["without"])):
-        law, seen = found["kept_by_law"], found["kept"]
-        close = f"{law['close']} of {law['runs']} and {seen['close']} of {seen['runs']} runs within 10 %"
-        yield f"  {name}: {percent(law['mean'])}, {percent(seen['mean'])} on average; {close}"
+            stops = [f"{one['witness']} {step(one)}: {one['gain']:+.2f}" for one in run["stops"]]
+            yield f"  kl_coef {run['kl_coef']:g}: {', '.join(stops)}, at the end: {run['end']:+.2f}"
+        peak = model["peak"]
+        yield f"  highest, over all of them: {peak['gain']:+.2f} at KL {peak['kl']:.2f}"
+    found = overall(results["reward_models"])
+    rules = [f"{rule} {found[rule]:+.2f}" for rule in (*WITNESSES, NO_RULE)]
+    yield f"gold gained on average: {found['peak']:+.2f} at the peak, {', '.join(rules)}"
 
 
 def step(stop: Mapping[str, Any]) -> str:
     """What a rule does with a run."""
     return "runs on" if stop["stop"] is None else f"goes back to step {stop['at']}"
-
-
-def both(kept: Mapping[str, Any]) -> str:
-    """Shares by the law and as measured."""
-    return f"{percent(kept['kept_by_law'])} / {percent(kept['kept'])}"
 
 
 def described(model: Mapping[str, Any]) -> str:

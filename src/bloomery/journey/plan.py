@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from bloomery.errors import RecipeError, UsageError, nearest
 from bloomery.journey.run import Run
-from bloomery.journey.settings import ENSEMBLE, HELD_OUT, Answers, Journey, Opponent, _Journey
+from bloomery.journey.settings import BASELINE, ENSEMBLE, HELD_OUT, Answers, Journey, Opponent, _Journey
 from bloomery.journey.steps import Plan, Step
 from bloomery.recipe import Section
 from bloomery.stages import STAGES
@@ -135,7 +135,8 @@ def world_plan(j: _Journey, out: Path) -> Plan:
 
 def lab_plan(j: _Journey, out: Path) -> Plan:
     """The laboratory: for every reward model a twin taught by as many other rankings, best-of-n, and PPO on
-    every leash, where the twin is watched. The gold is the oracle's grade of what is said on the way."""
+    every leash, where the twin is watched. The gold is the oracle's grade of what is said on the way, held
+    against its grade of what the SFT model says to every prompt."""
     _check_lab(j)
     add = (steps := Steps(j, out)).add
     begun = begin(j, steps)
@@ -186,6 +187,11 @@ def _against(j: _Journey, steps: Steps, begun: Begun, label: Path, opponent: Opp
         "prompts": [begun.world / "prompts.jsonl"],
         "world": begun.world,
     }
+    if opponent == j.lab.reward_models[0]:
+        ppo = j.first.ppo  # asks as PPO will, whatever best-of-n is told
+        alike = {"max_tokens": ppo.max_tokens, "temperature": ppo.temperature, "samples": j.lab.baseline}
+        whole = j.lab.best_of_n.model_copy(update={**alike, "limit": None, "at": ()})
+        add(BASELINE, "best_of_n", whole, **asked)
     add(opponent.best, "best_of_n", j.lab.best_of_n, **asked)
     watch = [
         *(source.model_dump() for source in j.first.ppo.watch),

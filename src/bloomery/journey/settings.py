@@ -21,6 +21,7 @@ from bloomery.stages.stop import Pace
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 """Becomes part of the names of steps."""
 HELD_OUT, ENSEMBLE = "held-out", "ensemble"
+BASELINE = "baseline"
 """What PPO watches in the laboratory: the twin, and the mean of both less what they disagree on."""
 DECIDED = {"seed", "chat"}
 """Settings that the plan fills in, beside the inputs: one seed for all, and which models chat."""
@@ -88,6 +89,8 @@ class _Lab(Pace):
     reward_models: tuple[Opponent, ...] = Field(min_length=1)
     kl_coefs: tuple[float, ...] = Field((0.0, 0.05, 0.2), min_length=1)
     """Leashes of PPO."""
+    baseline: int = Field(16, ge=1)
+    """Answers of the SFT model to every prompt, from which PPO's gains are counted."""
     best_of_n: Any
 
 

@@ -21,11 +21,11 @@ PROXY = "objective/scores"
 class Pace(Section):
     """When a witness no longer keeps pace with the score that is trained on."""
 
-    window: int = Field(10, ge=1)
+    window: int = Field(6, ge=1)
     """Steps whose mean is looked at."""
     share: float = Field(0.5, ge=0)
     """The witness keeps pace while it gains this share of what the score gains; with 0, while it rises."""
-    patience: int = Field(10, ge=1)
+    patience: int = Field(8, ge=1)
     """Steps in which it did not."""
 
     def verdict(self, score: Sequence[float], witness: Sequence[float]) -> Verdict:

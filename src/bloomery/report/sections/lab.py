@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from bloomery.journey.lab import CLOSE, FILE, described, step
+from bloomery.journey.lab import FILE, NO_RULE, described, overall, step
 from bloomery.journey.settings import ENSEMBLE, HELD_OUT
 from bloomery.report.html import Child, Html, join, tag
-from bloomery.report.plots import Series, line_plot, number, percent, smooth
+from bloomery.report.plots import Series, line_plot, number, smooth
 from bloomery.report.sections import figure, grid, interval, section, table
 from bloomery.report.view import Json, View
 
@@ -31,35 +30,31 @@ def overoptimisation(view: View) -> Html:
         "Each reward model is optimised against far too long, by PPO on leashes of several lengths and by "
         "best-of-n, while the oracle, which trains nobody, looks on. The weaker the reward model, the sooner "
         "what it praises stops being better. The stop rule sees only the score and a second reward model "
-        "taught by other rankings; what it keeps is measured by the oracle afterwards."
+        "taught by other rankings; what was gained where it stops is measured by the oracle afterwards."
     )
     pictures = [one for model in found["reward_models"] for one in (gold(model, found), proxy(model, found))]
     return section("lab", "Over-optimisation", intro, kept(found), laws(found), grid(*pictures))
 
 
 def kept(found: Json) -> Html:
-    """What each rule kept of the best gain: a row for every run, and the means."""
+    """What gold had gained where each rule ended each run, beside the highest of all runs; and the means."""
     rows: list[list[Child]] = []
     for model in found["reward_models"]:
         for run in model["runs"]:
             stops = {stop["witness"]: stop for stop in run["stops"]}
-            cells = [_kept(stops[name], step(stops[name])) for name in RULES]
-            rows.append([model["name"], number(run["kl_coef"]), *cells, _kept(run["end"])])
-    ends = [*(found["stop_rule"][name] for name in RULES), found["without"]]
-    means = [{key: end[key]["mean"] for key in end} for end in ends]
-    rows.append(["mean", "", *map(_kept, means)])
-    close = [end["kept_by_law"] for end in ends]
-    rows.append([f"within {percent(1 - CLOSE)}", "", *(f"{one['close']} of {one['runs']}" for one in close)])
-    head: list[Child] = ["reward model", "KL coefficient", *RULES.values(), "no rule"]
-    title = "Share of the best gain in gold that is kept: by the law, and as measured"
+            cells = [_gained(stops[name]["gain"], step(stops[name])) for name in RULES]
+            peak = _gained(model["peak"]["gain"], f"at KL {model['peak']['kl']:.2f}")
+            rows.append([model["name"], number(run["kl_coef"]), peak, *cells, _gained(run["end"])])
+    means = overall(found["reward_models"])
+    rows.append(["mean", "", *(_gained(means[key]) for key in ("peak", *RULES, NO_RULE))])
+    head: list[Child] = ["reward model", "KL coefficient", "highest", *RULES.values(), NO_RULE]
+    title = f"Gold gained over the SFT model, which has {number(found['start'])}"
     return tag("div", tag("h3", title), table(head, rows), class_="block")
 
 
-def _kept(one: Json, how: str = "") -> Html:
-    seen = f"measured {percent(one['kept'])}"
-    small = f"{how}, {seen}" if how else seen
-    shown = tag("span", percent(one["kept_by_law"]), class_="mean")
-    return join(shown, tag("span", small, class_="interval"))
+def _gained(gain: float, how: str = "") -> Html:
+    shown = f"{gain:+.2f}".replace("-", "−")
+    return join(tag("span", shown, class_="mean"), tag("span", how, class_="interval"))
 
 
 def laws(found: Json) -> Html:
@@ -87,7 +82,9 @@ def _ranged(one: Json) -> Html:
 
 
 def gold(model: Json, found: Json) -> Html:
-    series = [*averaged(model, found, "gold", "PPO", "s3"), *_law(model["rl"], "rl", "PPO’s law", "s3")]
+    seen = model["gold"]
+    series = [*every_step(model), Series("PPO", seen["d"], seen["gold"], "s3")]
+    series += _law(model["rl"], "rl", "PPO’s law", "s3")
     best = model["best_of_n"]
     series.append(
         Series("best-of-n", best["d"], best["gold"], "s1", "points", low=best["low"], high=best["high"])
@@ -97,7 +94,8 @@ def gold(model: Json, found: Json) -> Html:
         f"Gold against “{model['name']}”",
         described(model),
         line_plot(series, x_label=AXIS, marks=marks(model), describe=f"Gold reward against {model['name']}"),
-        "The oracle’s grade. Faint: every step of every leash. Dashed: the laws.",
+        "The oracle’s grade. Faint: every step of every leash, less what makes its prompts easier than "
+        "others. Dashed: the laws.",
     )
 
 
@@ -117,16 +115,20 @@ def proxy(model: Json, found: Json) -> Html:
     )
 
 
+def every_step(model: Json) -> list[Series]:
+    """Gold of all runs over the distance, as it came."""
+    points = sorted(point for run in model["runs"] for point in zip(run["d"], run["gold"], strict=True))
+    return [Series("PPO", [x for x, _ in points], [y for _, y in points], "s3", "faint")]
+
+
 def averaged(model: Json, found: Json, key: str, name: str, colour: str) -> list[Series]:
-    """A column of all runs over the distance, averaged over about as many steps as the stop rule looks at;
-    gold also as it came."""
+    """A column of all runs over the distance, averaged over about as many steps as the stop rule looks at."""
     columns = [
         (run["d"], run["watched"][key] if key in run["watched"] else run[key]) for run in model["runs"]
     ]
     points = sorted((x, y) for xs, ys in columns for x, y in zip(xs, ys, strict=True))
     x, y = [p[0] for p in points], [p[1] for p in points]
-    raw = [Series(name, x, y, colour, "faint")] if key == "gold" else []
-    return [*raw, Series(name, x, smooth(y, found["window"] * len(columns)), colour)]
+    return [Series(name, x, smooth(y, found["window"] * len(columns)), colour)]
 
 
 def _law(law: Json, which: str, name: str, colour: str) -> list[Series]:
@@ -135,13 +137,8 @@ def _law(law: Json, which: str, name: str, colour: str) -> list[Series]:
 
 
 def marks(model: Json) -> Sequence[tuple[float, str]]:
-    """Where the law of PPO peaks, and where the rule ends the run on the loosest leash."""
-    found: list[tuple[float, str]] = []
-    peak: Any = ((model["rl"]["fits"] or {}).get("rl") or {}).get("peak")
-    if peak and peak["reached"]:
-        found.append((peak["d"]["value"], "peak"))
+    """Where gold is highest under PPO, and where the rule ends the run on the loosest leash."""
+    found = [(model["peak"]["d"], "peak")]
     loosest = min(model["runs"], key=lambda run: run["kl_coef"])
     stop = next(one for one in loosest["stops"] if one["witness"] == HELD_OUT)
-    if stop["stop"] is not None:
-        found.append((stop["d"], "stop"))
-    return found
+    return found if stop["stop"] is None else [*found, (stop["d"], "stop")]
