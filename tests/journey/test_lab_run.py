@@ -9,11 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bloomery.cli import main
+from bloomery.data.loader import batch_indices
 from bloomery.journey import lab
+from bloomery.models import hub
+from bloomery.recipe import load
+from bloomery.stages import STAGES
+from bloomery.stages.online import Sampler
 from bloomery.stages.stop import StopRule
+from bloomery.text.chat import Chat
+from bloomery.text.tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "tiny.yaml"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -56,11 +64,18 @@ def test_the_findings(out: Path) -> None:
     assert model["rl"]["fits"]["rl"]["num"] == 5
     assert model["best_of_n"]["n"] == [1, 2, 4, 8]
     baseline = [json.loads(line) for line in (out / "baseline" / "answers.jsonl").read_text().splitlines()]
-    prompts = (out / "world" / "prompts.jsonl").read_text().splitlines()
-    assert [one["id"] for one in baseline] == [json.loads(line)["id"] for line in prompts]
+    recipe = load(STAGES["ppo"].recipe, out / "ppo-few-0" / "recipe.yaml")
+    chat, policy = Chat(Tokenizer.load(out / "sft")), hub.load(out / "sft")
+    asked = Sampler(recipe, policy, chat, lambda line: None).prompts  # those that leave room for an answer
+    assert [one["id"] for one in baseline] == [prompt.id for prompt in asked]
+    ease = [np.mean([a["graded_reward"] for a in one["answers"]]) for one in baseline]
     rows = [json.loads(line) for line in (out / "ppo-few-0" / "metrics.jsonl").read_text().splitlines()]
     assert run["watched"]["held-out"] == [row["watch/held-out/mean"] for row in rows]
     assert run["proxy"] == [row["objective/scores"] for row in rows]
+    for step, row in enumerate(rows):
+        chosen = batch_indices(len(asked), recipe.prompts_per_step, seed=recipe.seed, step=step)
+        easier = np.mean([ease[i] for i in chosen]) - np.mean(ease)
+        assert run["gold"][step] == pytest.approx(row["gold/graded_reward"] - easier)
     for stop in run["stops"]:
         rule = StopRule(watch=stop["witness"], window=2, patience=1)
         assert rule.of(rows).stop == stop["stop"]
