@@ -25,7 +25,7 @@ from methods import STYLE
 from three_seeds import where
 
 from bloomery.evals.overoptimisation import Ranged
-from bloomery.journey.lab import CLOSE, FILE, NO_RULE, WITNESSES, overall, percent, ranged
+from bloomery.journey.lab import CLOSE, FILE, RULES, WITNESSES, overall, percent, ranged
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "overoptimisation.yaml"
 METHODS = (("PPO", "rl", "rl"), ("best-of-n", "best_of_n", "bon"))
@@ -37,7 +37,6 @@ gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of
 the highest bound of the seeds' 95 % intervals, … where the data set none."""
 VISIBLE = 0.02
 """A law's peak that gains less is lost in the noise of these curves."""
-RULES = (*WITNESSES, NO_RULE)
 WIDE, TALL, ACROSS = 300, 300, 4
 """A reward model's pictures, gold above proxy, and how many stand side by side."""
 Json = Mapping[str, Any]

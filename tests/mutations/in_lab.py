@@ -63,14 +63,8 @@ LAB = (
     Mutation("back-to-the-stop", "journey/lab.py", "else said.best", "else said.stop", FINDINGS),
     Mutation("prompts-not-taken-off", "journey/lab.py", "row[GOLD] - ease", "row[GOLD]", FINDINGS),
     Mutation("harder-for-easier", "journey/lab.py", "row[GOLD] - ease", "row[GOLD] + ease", FINDINGS),
-    Mutation(
-        "law-through-nought",
-        "journey/lab.py",
-        "        start,\n    )\n    line",
-        "        0.0,\n    )\n    line",
-        FINDINGS,
-    ),
+    Mutation("law-through-nought", "journey/lab.py", "drawn, start)", "drawn, 0.0)", FINDINGS),
     Mutation("baseline-of-some-prompts", "journey/plan.py", '"limit": None, "at"', '"at"', PLAN),
-    Mutation("start-not-given", OVER, "(y - start) @", "y @", LAWS),
+    Mutation("start-not-given", OVER, "(y - (start or 0.0)) @", "y @", LAWS),
     Mutation("smoothed-by-nobody-near", OVER, "/ width) / 2", "* width) / 2", LAWS),
 )

@@ -110,11 +110,9 @@ def coefficients(
             got=len(np.unique(x)),
             expected=f"at least {FEWEST} that differ",
         )
-    if start is None:
-        free: Floats = y @ np.linalg.pinv(basis(law, x)).T
-        return free
-    found: Floats = (y - start) @ np.linalg.pinv(basis(law, x)[:, 1:]).T
-    return np.concatenate([np.full((*found.shape[:-1], 1), start), found], axis=-1)
+    known = 0 if start is None else 1
+    found: Floats = (y - (start or 0.0)) @ np.linalg.pinv(basis(law, x)[:, known:]).T
+    return found if start is None else np.insert(found, 0, start, axis=-1)
 
 
 def fit(

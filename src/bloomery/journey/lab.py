@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ Json = dict[str, Any]
 FILE = "overoptimisation.json"
 WITNESSES = (HELD_OUT, ENSEMBLE)
 NO_RULE = "no rule"
+RULES = (*WITNESSES, NO_RULE)
 GOLD, KL = "gold/graded_reward", "objective/kl"
 CLOSE = 0.9
 """A rule whose runs keep this share of what is gained at the peak is close."""
@@ -53,14 +55,13 @@ def collect(out: Path) -> Json | None:
     journey = load(Journey, out / "recipe.yaml")
     if journey.lab is None:
         return None
-    usual = prompts_gold(out / BASELINE)
-    start = float(np.nanmean(usual))
+    usual = read_answers(out / BASELINE)[1].mean(axis=1)
     results: Json = {
         "seed": journey.seed,
         "window": journey.lab.window,
         "share": journey.lab.share,
         "patience": journey.lab.patience,
-        "start": start,
+        "start": float(np.nanmean(usual)),
         "reward_models": [against(out, journey, one, usual) for one in journey.lab.reward_models],
     }
     write_json(out / FILE, results)
@@ -69,7 +70,7 @@ def collect(out: Path) -> Json | None:
 
 def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
     """What was seen of one reward model: its accuracy, PPO's runs, their peak and law, best-of-n's curve and
-    law, and the gain of gold `by_rule`, means over the runs."""
+    law, and the gain of gold `by_rule`, means over the runs; `usual` is the SFT model's of each prompt."""
     lab, start = journey.lab, float(np.nanmean(usual))
     card = read_json(out / f"reward-{one.name}" / "evaluation.json")
     size = journey.first.ppo.prompts_per_step
@@ -78,43 +79,35 @@ def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
         end = over.gained(run["gold"], start, len(run["gold"]) - 1, lab.window)
         run |= {"kl_coef": coef, "stops": [stopped(run, lab, name, start) for name in WITNESSES], "end": end}
     d, gold = (np.concatenate([run[key] for run in runs]) for key in ("d", "gold"))
-    law = fitted(
-        d,
-        gold,
-        lambda name: over.along_runs(name, d, gold, start, block=lab.window, seed=journey.seed),
-        start,
-    )
+    drawn = partial(over.along_runs, d=d, gold=gold, start=start, block=lab.window, seed=journey.seed)
     line = np.linspace(0.0, float(d.max()), POINTS)
     seen = over.smoothed(d, gold, line, WIDTH)
     at = int(seen.argmax())
+    gains = [[*(stop["gain"] for stop in run["stops"]), run["end"]] for run in runs]
     return {
         **one.model_dump(),
         "accuracy": {key: card.get(key) for key in ("accuracy", "low", "high")},
         "runs": runs,
         "gold": {"d": line.tolist(), "gold": seen.tolist()},
         "peak": {"d": line[at], "kl": line[at] ** 2, "gain": seen[at] - start},
-        "by_rule": {
-            **{
-                name: float(np.mean([run["stops"][i]["gain"] for run in runs]))
-                for i, name in enumerate(WITNESSES)
-            },
-            NO_RULE: float(np.mean([run["end"] for run in runs])),
-        },
-        "rl": law,
+        "by_rule": dict(zip(RULES, np.mean(gains, axis=0).tolist(), strict=True)),
+        "rl": fitted(d, gold, drawn, start),
         "best_of_n": best_of_n(out / one.best, journey.seed),
     }
 
 
-def prompts_gold(path: Path) -> Floats:
-    """The mean grade of the SFT model's answers to each prompt, in the order of the prompts; NaN where the
-    oracle knows none. Raises `ArtifactError` where it knows no prompt."""
+def read_answers(path: Path) -> tuple[Floats, Floats]:
+    """Scores and the oracle's grades `[prompts, answers]` of a best-of-n; NaN where it does not know a prompt.
+    Raises `ArtifactError` where it knows none."""
     file = path / "answers.jsonl"
     asked = [json.loads(line)["answers"] for line in file.read_text(encoding="utf-8").splitlines()]
-    grades = [[one.get("graded_reward", np.nan) for one in answers] for answers in asked]
-    found: Floats = np.array(grades, dtype=np.float64).mean(axis=1)
-    if np.isnan(found).all():
+    scores, gold = (
+        np.array([[one.get(key, np.nan) for one in answers] for answers in asked], dtype=np.float64)
+        for key in ("score", "graded_reward")
+    )
+    if np.isnan(gold).all():
         raise ArtifactError("no answer was graded by the oracle", where=file)
-    return found
+    return scores, gold
 
 
 def read_run(path: Path, usual: Floats, size: int, seed: int) -> Json:
@@ -149,15 +142,8 @@ def stopped(run: Json, lab: _Lab, witness: str, start: float) -> Json:
 def best_of_n(path: Path, seed: int) -> Json:
     """The curve of best-of-n, every n measured on the same answers, and the laws fitted to it."""
     table = read_json(path / "best_of_n.json")["table"]
-    file = path / "answers.jsonl"
-    asked = [json.loads(line)["answers"] for line in file.read_text(encoding="utf-8").splitlines()]
-    known = [answers for answers in asked if all("graded_reward" in one for one in answers)]
-    if not known:
-        raise ArtifactError("no answer was graded by the oracle", where=file)
-    scores, gold = (
-        torch.tensor([[one[key] for one in answers] for answers in known], dtype=torch.float64)
-        for key in ("score", "graded_reward")
-    )
+    found = read_answers(path)
+    scores, gold = (torch.from_numpy(one[~np.isnan(found[1]).any(axis=1)]) for one in found)
     ns, kl = [row["n"] for row in table], [row["kl"] for row in table]
     proxies, worth = (
         np.stack([expected_best(scores, values, n).numpy() for n in ns], axis=1) for values in (scores, gold)
@@ -192,9 +178,7 @@ def fitted(d: Floats, gold: Floats, draws: Callable[[Law], Floats], start: float
 def overall(models: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Gains of gold, means over reward models: at the `peak`, and by each rule."""
     found = {"peak": float(np.mean([model["peak"]["gain"] for model in models]))}
-    return found | {
-        rule: float(np.mean([m["by_rule"][rule] for m in models])) for rule in (*WITNESSES, NO_RULE)
-    }
+    return found | {rule: float(np.mean([model["by_rule"][rule] for model in models])) for rule in RULES}
 
 
 # ------------------------------------------------------------------------------------- on the terminal
@@ -213,7 +197,7 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
         peak = model["peak"]
         yield f"  highest, over all of them: {peak['gain']:+.2f} at KL {peak['kl']:.2f}"
     found = overall(results["reward_models"])
-    rules = [f"{rule} {found[rule]:+.2f}" for rule in (*WITNESSES, NO_RULE)]
+    rules = [f"{rule} {found[rule]:+.2f}" for rule in RULES]
     yield f"gold gained on average: {found['peak']:+.2f} at the peak, {', '.join(rules)}"
 
 
