@@ -98,7 +98,7 @@ def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
 
 def read_answers(path: Path) -> tuple[Floats, Floats]:
     """Scores and the oracle's grades `[prompts, answers]` of a best-of-n, NaN where there is none.
-    Raises `ArtifactError` where it knows no prompt."""
+    Raises `ArtifactError` where the oracle knows no prompt."""
     file = path / "answers.jsonl"
     asked = [json.loads(line)["answers"] for line in file.read_text(encoding="utf-8").splitlines()]
     scores, gold = (
