@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from methods import STYLE
 from three_seeds import where
 
+from bloomery.evals.bootstrap import DRAWS
 from bloomery.evals.overoptimisation import Ranged
-from bloomery.journey.lab import CLOSE, FILE, RULES, WITNESSES, overall, percent, ranged
+from bloomery.journey.lab import CLOSE, FILE, RULES, WITNESSES, overall
+from bloomery.journey.lab_words import percent, ranged
+from bloomery.seeds import stream
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "overoptimisation.yaml"
 METHODS = (("PPO", "rl", "rl"), ("best-of-n", "best_of_n", "bon"))
@@ -36,7 +41,7 @@ together and smoothed over d, the square root of the KL in nats. Alpha and beta 
 gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of-n. In brackets the lowest and
 the highest bound of the seeds' 95 % intervals, … where the data set none."""
 VISIBLE = 0.02
-"""A law's peak that gains less is lost in the noise of these curves."""
+"""A law's peak that gains less may be noise of these curves."""
 WIDE, TALL, ACROSS = 300, 300, 4
 """A reward model's pictures, gold above proxy, and how many stand side by side."""
 Json = Mapping[str, Any]
@@ -50,6 +55,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/lab"))
     parser.add_argument("--cache", type=Path, help="stages of other runs, for what they have in common")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument(
+        "--chosen", nargs="+", default=[], help="what the rule was chosen on: seed-0/half ..."
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/overoptimisation"))
     arguments = parser.parse_args()
     made = [made_with(seed, arguments) for seed in arguments.seeds]
@@ -57,7 +65,7 @@ def main() -> None:
     if not labs:
         parser.error("name a finished laboratory, or give --seeds")
     found = {path.name: json.loads((path / FILE).read_text(encoding="utf-8")) for path in labs}
-    text = section(found, where())
+    text = section(found, where(), arguments.chosen)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "overoptimisation.md").write_text(text, encoding="utf-8")
     (arguments.out / "overoptimisation.svg").write_text(pictures(found), encoding="utf-8")
@@ -78,7 +86,7 @@ def made_with(seed: int, arguments: argparse.Namespace) -> Path:
 # ------------------------------------------------------------------------------------------- tables
 
 
-def section(found: Mapping[str, Json], place: str) -> str:
+def section(found: Mapping[str, Json], place: str, chosen: Sequence[str] = ()) -> str:
     """Markdown: what is gained at the peaks and where the rules stop, the laws, and which bars are met."""
     lines = ["## Over-optimisation", "", f"`python benchmarks/overoptimisation.py`, {place}.", ABOUT, ""]
     lines += [f"| reward model | right on | highest | at KL | {' | '.join(RULES)} |"]
@@ -90,7 +98,7 @@ def section(found: Mapping[str, Json], place: str) -> str:
             laws = [model[key]["fits"] for model in of(found, name)]
             cells = law([fits[which] for fits in laws if fits is not None])
             lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *verdicts(found), ""])
+    return "\n".join([*lines, "", *verdicts(found, chosen), ""])
 
 
 def names(found: Mapping[str, Json]) -> list[str]:
@@ -137,8 +145,9 @@ def together(several: Sequence[Json]) -> str:
     return ranged(asdict(Ranged(mean(one["value"] for one in several), low, high)))
 
 
-def verdicts(found: Mapping[str, Json]) -> Iterator[str]:
-    """Where gold has a visible peak, and whether the rules end within 10 % of it on average."""
+def verdicts(found: Mapping[str, Json], chosen: Sequence[str] = ()) -> Iterator[str]:
+    """Where gold has a visible peak, and whether the rules end within 10 % of it on average; also without the
+    reward models (`seed-0/half`) that the rule's settings were `chosen` on."""
     for name in names(found):
         seen = []
         for method, key, which in METHODS:
@@ -146,12 +155,32 @@ def verdicts(found: Mapping[str, Json]) -> Iterator[str]:
             clear = sum(fits is not None and visible(fits[which]) for fits in laws)
             seen.append(f"under {method} in {clear} of {len(laws)} laboratories")
         yield f"- {name}: gold has a visible peak {', '.join(seen)}"
+    every = {f"{lab}/{model['name']}": model for lab, one in found.items() for model in one["reward_models"]}
+    rest = [model for name, model in every.items() if name not in chosen]
     for rule in WITNESSES:
-        per = {name: overall(lab["reward_models"]) for name, lab in found.items()}
-        share = mean(one[rule] for one in per.values()) / mean(one["peak"] for one in per.values())
-        each = ", ".join(f"{name} {percent(one[rule] / one['peak'])}" for name, one in per.items())
-        met = "met" if share >= CLOSE else "missed"
-        yield f"- {rule} keeps {percent(share)} of what is gained at the peaks ({each}): {met}"
+        met = "met" if share(list(every.values()), rule)[0] >= CLOSE else "missed"
+        also = (
+            f"; on the {len(rest)} that its settings were not chosen on, {kept(rest, rule)}" if chosen else ""
+        )
+        yield f"- {rule} keeps {kept(list(every.values()), rule)} of what is gained at the peaks{also}: {met}"
+
+
+def share(models: Sequence[Json], rule: str) -> tuple[float, float, float]:
+    """Of all that is gained at the peaks, how much where a rule stops; and a 95 % interval, reward models
+    drawn with replacement. NaN where nothing is gained."""
+    gains = np.array([[model["by_rule"][rule], model["peak"]["gain"]] for model in models])
+    drawn = stream(0, "share").multinomial(len(models), np.full(len(models), 1 / len(models)), DRAWS) @ gains
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(drawn[:, 1] > 0, drawn[:, 0] / drawn[:, 1], np.nan)
+        whole = gains.sum(axis=0)
+        mid = float(whole[0] / whole[1]) if whole[1] > 0 else math.nan
+    low, high = np.nanquantile(shares, [0.025, 0.975]) if not np.isnan(mid) else (mid, mid)
+    return mid, float(low), float(high)
+
+
+def kept(models: Sequence[Json], rule: str) -> str:
+    mid, low, high = share(models, rule)
+    return "–" if math.isnan(mid) else f"{percent(mid)} ({percent(low)} to {percent(high)})"
 
 
 def visible(fit: Json) -> bool:
@@ -177,12 +206,13 @@ def pictures(found: Mapping[str, Json]) -> str:
         left, top = at % ACROSS * WIDE, at // ACROSS * TALL
         body.append(f'<g transform="translate({left} {top})"><text class="name" x="44" y="14">{name}</text>')
         models = of(found, name)
-        gold = [("gold", curve(model["gold"])) for model in models]
-        proxy = [("proxy", averaged(m, lab["window"])) for m, lab in zip(models, found.values(), strict=True)]
-        laws = [("law", curve(m["rl"]["curves"]["rl"])) for m in models if m["rl"]["curves"]]
+        gold = [("gold", points(model["smooth"], "gold")) for model in models]
+        proxy = [("proxy", points(model["smooth"], "proxy")) for model in models]
+        laws = [("law", points(m["rl"]["curves"]["rl"], "gold")) for m in models if m["rl"]["curves"]]
         peaks = [
             (m["peak"]["d"], lab["start"] + m["peak"]["gain"])
             for m, lab in zip(models, found.values(), strict=True)
+            if m["peak"]["reached"]
         ]
         body += panel(gold + laws, peaks, 24, 130) + panel(proxy, [], 180, 80)
         body.append("</g>")
@@ -194,17 +224,8 @@ def pictures(found: Mapping[str, Json]) -> str:
     return "\n".join(body)
 
 
-def curve(drawn: Json) -> Curve:
-    return list(zip(drawn["d"], drawn["gold"], strict=True))
-
-
-def averaged(model: Json, window: int) -> Curve:
-    """The reward model's score of all runs over the distance, as the report smooths it."""
-    from bloomery.report.plots import smooth
-
-    points = sorted((d, y) for run in model["runs"] for d, y in zip(run["d"], run["proxy"], strict=True))
-    smoothed = smooth([y for _, y in points], window * len(model["runs"]))
-    return [(d, y) for (d, _), y in zip(points, smoothed, strict=True) if y is not None]
+def points(drawn: Json, key: str) -> Curve:
+    return list(zip(drawn["d"], drawn[key], strict=True))
 
 
 def panel(curves: Sequence[tuple[str, Curve]], peaks: Curve, top: int, tall: int) -> list[str]:
@@ -228,8 +249,8 @@ def panel(curves: Sequence[tuple[str, Curve]], peaks: Curve, top: int, tall: int
             f'<text x="{place(tick, 0)[0]:.1f}" y="{top + tall + 14}" text-anchor="middle">{tick:g}</text>'
         )
     for look, curve in curves:
-        points = "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in curve)
-        body.append(f'<path class="{look}" d="M{points}"/>')
+        line = "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in curve)
+        body.append(f'<path class="{look}" d="M{line}"/>')
     body += ['<circle cx="{:.1f}" cy="{:.1f}" r="3.5"/>'.format(*place(x, y)) for x, y in peaks]
     return body
 

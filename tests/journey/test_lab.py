@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from bloomery.data.loader import batch_indices
 from bloomery.errors import ArtifactError
 from bloomery.evals.overoptimisation import gained
-from bloomery.journey import lab
+from bloomery.journey import lab, lab_words
 from bloomery.journey.settings import Journey
 from bloomery.recipe import dump, load
 from bloomery.report import build
@@ -146,7 +147,7 @@ def test_the_peak_is_that_of_the_measured_curve(results: dict[str, Any]) -> None
     d = np.concatenate([run["d"] for run in model["runs"]])
     gold = np.array([gold_of(x) for x in d])
     highest = -math.inf
-    for x, y in zip(model["gold"]["d"], model["gold"]["gold"], strict=True):
+    for x, y in zip(model["smooth"]["d"], model["smooth"]["gold"], strict=True):
         weights = np.exp(-(((d - x) / 0.2) ** 2) / 2)
         assert y == pytest.approx(float(weights @ gold / weights.sum()))
         highest = max(highest, y)
@@ -154,6 +155,23 @@ def test_the_peak_is_that_of_the_measured_curve(results: dict[str, Any]) -> None
     assert peak["gain"] == pytest.approx(highest + 0.2)
     assert peak["kl"] == pytest.approx(peak["d"] ** 2)
     assert peak["d"] == pytest.approx(math.exp(0.25), abs=0.15)
+    assert peak["reached"]
+    seen = model["smooth"]
+    assert seen["proxy"][-1] == pytest.approx(2 * seen["d"][-1], abs=0.3)
+    assert seen["ensemble"] == seen["proxy"] > seen["held-out"]
+
+
+def test_a_curve_that_still_rises_has_no_peak_yet(tmp_path: Path) -> None:
+    made_up(tmp_path / "out")
+    for leash in LEASHES:
+        shutil.rmtree(tmp_path / "out" / f"ppo-weak-{leash:g}")
+        write_run(tmp_path / "out" / f"ppo-weak-{leash:g}", 1.0, lambda: 0.0)
+    found = lab.collect(tmp_path / "out")
+    assert found is not None
+    weak, odd = found["reward_models"]
+    assert (weak["peak"]["reached"], odd["peak"]["reached"]) == (False, True)
+    page = build(tmp_path / "out").read_text(encoding="utf-8")
+    assert page.count(">peak<") == 2  # both pictures of the other
 
 
 def test_intervals_hold_what_noise_hides(tmp_path: Path) -> None:
@@ -180,14 +198,17 @@ def test_best_of_n_is_the_mean_over_all_subsets_of_answers(tmp_path: Path) -> No
             [row[max(some, key=lambda i: proxy[i])] for some in combinations(range(N), n)]
             for row, proxy in zip(gold.tolist(), scores.tolist(), strict=True)
         ]
-        assert best["gold"][place] == pytest.approx(np.mean(picked))
+        gain = np.mean(picked) - gold.mean()
+        assert best["gold"][place] == pytest.approx(-0.2 + gain)
     assert best["proxy"][-1] == pytest.approx(scores.max(axis=1).mean())
     assert best["proxy"] == sorted(best["proxy"])
-    assert all(
-        low < mid < high for low, mid, high in zip(best["low"], best["gold"], best["high"], strict=True)
-    )
-    spread = gold.mean(axis=1).std() / math.sqrt(len(gold))
-    assert best["high"][0] - best["low"][0] == pytest.approx(4 * spread, rel=0.15)
+    # A random answer is what the others are held against, so there is nothing to doubt at n = 1.
+    bounds = list(zip(best["low"], best["gold"], best["high"], strict=True))
+    assert bounds[0] == pytest.approx((-0.2, -0.2, -0.2))
+    assert all(low < mid < high for low, mid, high in bounds[1:])
+    top = np.array([one[s.argmax()] for one, s in zip(gold, scores, strict=True)]) - gold.mean(axis=1)
+    spread = top.std() / math.sqrt(len(gold))
+    assert best["high"][-1] - best["low"][-1] == pytest.approx(3.92 * spread, rel=0.15)
     assert best["fits"]["bon"]["num"] == 4
 
 
@@ -226,7 +247,7 @@ def test_what_is_gained_where_the_stop_rule_would_have_ended_a_run(results: dict
 
 
 def test_words(results: dict[str, Any]) -> None:
-    said = list(lab.lines(results))
+    said = list(lab_words.lines(results))
     assert said[0].startswith("the SFT model is graded -0.20 by the oracle")
     assert said[1] == "weak: 5 % of the labels, 0 % turned over, right on 61 % of held-out pairs"
     assert "alpha 1.00 (1.00 to 1.00), beta 0.80 (0.80 to 0.80), R² 1.00" in said[2]
@@ -285,7 +306,7 @@ def test_too_little_to_fit_is_said(tmp_path: Path) -> None:
     law = found["reward_models"][1]["rl"]
     assert law["fits"] is None
     assert "too few distances" in law["why"]
-    assert any("no law: too few distances" in line for line in lab.lines(found))
+    assert any("no law: too few distances" in line for line in lab_words.lines(found))
     assert "too few distances" in build(tmp_path / "out").read_text(encoding="utf-8")
 
 

@@ -82,10 +82,8 @@ def test_a_peak_is_visible_where_the_law_bends_inside_the_data_and_gains(
     bench: ModuleType, labs: list[Path]
 ) -> None:
     found = told(bench, labs)
-    best = found["seed-0"]["reward_models"][0]["best_of_n"]["fits"]["bon"]
-    seen = 2 * bench.visible(best)
     said = list(bench.verdicts(found))
-    after = f"under best-of-n in {seen} of 2 laboratories"
+    after = "under best-of-n in 2 of 2 laboratories"
     assert said[0] == f"- weak: gold has a visible peak under PPO in 1 of 2 laboratories, {after}"
     assert said[1] == f"- odd: gold has a visible peak under PPO in 1 of 2 laboratories, {after}"
     law = found["seed-0"]["reward_models"][0]["rl"]["fits"]["rl"]
@@ -101,19 +99,27 @@ def test_a_peak_is_visible_where_the_law_bends_inside_the_data_and_gains(
     assert not bench.visible({**law, "peak": None})
 
 
+def gains(found: dict[str, Any], *rows: tuple[float, float]) -> None:
+    """For each laboratory what its reward models gain at the peak, and by the rule."""
+    for one, (peak, gain) in zip(found.values(), rows, strict=True):
+        for model in one["reward_models"]:
+            model["peak"]["gain"] = peak
+            model["by_rule"] = {"held-out": gain, "ensemble": -peak, "no rule": 0.0}
+
+
 def test_the_bar_is_what_is_gained_over_all_laboratories(bench: ModuleType, labs: list[Path]) -> None:
     """0.2 of 0.2 and 0.3 of 0.4 are 0.5 of 0.6: 83 % and missed, though the first alone meets it."""
     found = told(bench, labs)
-    for share, said in ((0.3, "keeps 83 %"), (0.35, "keeps 92 %")):
-        for (name, peak), gain in zip((("seed-0", 0.2), ("seed-1", 0.4)), (0.2, share), strict=True):
-            for model in found[name]["reward_models"]:
-                model["peak"]["gain"] = peak
-                model["by_rule"] = {"held-out": gain, "ensemble": -peak, "no rule": 0.0}
+    for gain, said in ((0.3, "keeps 83 % (75 % to 100 %)"), (0.38, "keeps 97 % (95 % to 100 %)")):
+        gains(found, (0.2, 0.2), (0.4, gain))
         line, other = (one for one in bench.verdicts(found) if " keeps " in one)
-        assert line.startswith(f"- held-out {said}")
-        assert "(seed-0 100 %, seed-1 " in line
-        assert line.endswith(": met" if share == 0.35 else ": missed")
-        assert other.startswith("- ensemble keeps -100 %")
+        assert line.startswith(f"- held-out {said} of what is gained at the peaks: ")
+        assert line.endswith(": met" if gain == 0.38 else ": missed")
+        assert other.startswith("- ensemble keeps -100 % (-100 % to -100 %)")
+    line = next(one for one in bench.verdicts(found, ["seed-0/weak", "seed-0/odd"]) if " keeps " in one)
+    assert "; on the 2 that its settings were not chosen on, 95 % (95 % to 95 %): met" in line
+    gains(found, (0.0, 0.1), (0.0, 0.1))
+    assert "- held-out keeps – of what" in "\n".join(bench.verdicts(found))
 
 
 def test_the_picture_has_gold_above_proxy_and_the_peak_where_it_is(

@@ -39,9 +39,9 @@ def inputs(plan: Plan, step: str) -> dict[str, str]:
 def test_the_steps() -> None:
     assert [step.name for step in plan_of().steps] == [
         *("world", "data", "tokenizer", "corpus", "base", "evaluate-base", "sft", "evaluate-sft", "label-1"),
-        *("base-small", "sft-small"),
+        *("baseline", "base-small", "sft-small"),
         *("spoil-half", "reward-half", "spoil-half-twin", "reward-half-twin"),
-        *("baseline", "best-half", "ppo-half-0", "ppo-half-0.05"),
+        *("best-half", "ppo-half-0", "ppo-half-0.05"),
         *("spoil-few", "reward-few", "spoil-few-twin", "reward-few-twin"),
         *("best-few", "ppo-few-0", "ppo-few-0.05"),
     ]
@@ -108,8 +108,8 @@ def test_the_baseline_asks_the_sft_model_every_prompt_as_ppo_does() -> None:
     plan = plan_of("lab.best_of_n={limit: 9, at: [1, 2]}", "first.ppo.max_tokens=11", baseline="5")
     one, best = recipe(plan, "baseline"), recipe(plan, "best-half")
     assert (one.limit, one.samples, one.at, one.max_tokens) == (None, 5, (), 11)
-    asked = ("policy", "reward", "prompts", "world", "seed")
-    assert all(getattr(one, name) == getattr(best, name) for name in asked)
+    assert all(getattr(one, name) == getattr(best, name) for name in ("policy", "prompts", "world", "seed"))
+    assert one.reward is None  # so no reward model need be there first
     assert one.prompts == recipe(plan, "ppo-few-0").prompts
     assert one.policy == recipe(plan, "ppo-few-0").reference
 

@@ -66,7 +66,8 @@ def test_the_findings(out: Path) -> None:
     baseline = [json.loads(line) for line in (out / "baseline" / "answers.jsonl").read_text().splitlines()]
     recipe = load(STAGES["ppo"].recipe, out / "ppo-few-0" / "recipe.yaml")
     chat, policy = Chat(Tokenizer.load(out / "sft")), hub.load(out / "sft")
-    asked = Sampler(recipe, policy, chat, lambda line: None).prompts  # those that leave room for an answer
+    sampler = Sampler(recipe, policy, chat, lambda line: None)
+    asked = sampler.prompts  # those that leave room for an answer
     assert [one["id"] for one in baseline] == [prompt.id for prompt in asked]
     ease = [np.mean([a["graded_reward"] for a in one["answers"]]) for one in baseline]
     rows = [json.loads(line) for line in (out / "ppo-few-0" / "metrics.jsonl").read_text().splitlines()]
@@ -74,6 +75,7 @@ def test_the_findings(out: Path) -> None:
     assert run["proxy"] == [row["objective/scores"] for row in rows]
     for step, row in enumerate(rows):
         chosen = batch_indices(len(asked), recipe.prompts_per_step, seed=recipe.seed, step=step)
+        assert [one.prompt.id for one in sampler.ask(step)] == [baseline[i]["id"] for i in chosen]
         easier = np.mean([ease[i] for i in chosen]) - np.mean(ease)
         assert run["gold"][step] == pytest.approx(row["gold/graded_reward"] - easier)
     for stop in run["stops"]:

@@ -16,9 +16,7 @@ LAB = (
     Mutation("distance-for-divergence", OVER, "ranged(d * d, ds * ds)", "ranged(d, ds)", LAWS),
     Mutation("peak-where-none-is", OVER, "np.where(found[:, 2] > 0,", "np.where(found[:, 2] != 0,", LAWS),
     Mutation("blocks-of-one", OVER, "np.arange(block)", "np.zeros(block, dtype=int)", LAWS),
-    Mutation(
-        "residuals-without-the-law", OVER, "curve + (y - curve)[places]", "y + (y - curve)[places]", LAWS
-    ),
+    Mutation("residuals-without-the-law", OVER, "Floats = curve + np.concat", "Floats = y + np.concat", LAWS),
     Mutation("witness-need-not-keep-pace", OVER, "window) - share * p", "window)", LAWS),
     Mutation("proxy-not-asked", OVER, " and p[step] > p[best]:", ":", LAWS),
     Mutation("patience-late-by-one", OVER, "step - best >= patience", "step - best > patience", LAWS),
@@ -63,8 +61,18 @@ LAB = (
     Mutation("back-to-the-stop", "journey/lab.py", "else said.best", "else said.stop", FINDINGS),
     Mutation("prompts-not-taken-off", "journey/lab.py", "row[GOLD] - ease", "row[GOLD]", FINDINGS),
     Mutation("harder-for-easier", "journey/lab.py", "row[GOLD] - ease", "row[GOLD] + ease", FINDINGS),
-    Mutation("law-through-nought", "journey/lab.py", "drawn, start)", "drawn, 0.0)", FINDINGS),
+    Mutation("law-through-nought", "journey/lab.py", "gold, drawn, start)", "gold, drawn, 0.0)", FINDINGS),
     Mutation("baseline-of-some-prompts", "journey/plan.py", '"limit": None, "at"', '"at"', PLAN),
+    Mutation("residuals-off-centre", OVER, "- (y - curve).mean(), len", ", len", LAWS),
+    Mutation("leashes-drawn-apart", OVER, "len(x) // runs", "len(x)", LAWS),
+    Mutation(
+        "best-of-n-at-its-own-level",
+        "journey/lab.py",
+        "worth += start - gold",
+        "worth += 0.0 * gold",
+        FINDINGS,
+    ),
+    Mutation("peak-of-what-still-rises", "journey/lab.py", "at < POINTS - 1", "at < POINTS", FINDINGS),
     Mutation("start-not-given", OVER, "(y - (start or 0.0)) @", "y @", LAWS),
     Mutation("smoothed-by-nobody-near", OVER, "/ width) / 2", "* width) / 2", LAWS),
 )

@@ -93,7 +93,7 @@ def show_plan(plan: Plan, out: Path, store: Path) -> None:
 
 def finish(out: Path, seconds: float) -> None:
     """The table, the laboratory's findings if there was one, the report, and where to look next."""
-    from bloomery.journey import lab
+    from bloomery.journey import lab, lab_words
     from bloomery.journey.results import collect, print_table
     from bloomery.report import build
 
@@ -101,7 +101,7 @@ def finish(out: Path, seconds: float) -> None:
     typer.echo()
     print_table(results, console())
     found = lab.collect(out)
-    for line in lab.lines(found) if found else ():
+    for line in lab_words.lines(found) if found else ():
         typer.echo(line)
     best = next(out / name for name in ("rl", "sft") if (out / name).is_dir())
     typer.echo(f"\nmade in {duration(seconds)}; report: {build(out)}\nnext: bloomery chat {best}")

@@ -192,16 +192,19 @@ def along_runs(
     start: float | None = None,
     *,
     block: int,
+    runs: int = 1,
     seed: int = 0,
 ) -> Floats:
     """Gold `[DRAWS, n]` had the steps of runs fallen out otherwise: the fitted law, and what it misses drawn
     in circular blocks of `block` neighbours (Politis & Romano 1992), because what a step says is near to what
-    the steps around it say."""
+    the steps around it say. Of `runs` of one length, one after the other, the same steps are drawn together:
+    with the same seed they were asked the same prompts."""
     x, y = np.asarray(d, dtype=np.float64), np.asarray(gold, dtype=np.float64)
     curve: Floats = basis(law, x) @ coefficients(law, x, y, start)
-    starts = stream(seed, "blocks").integers(0, len(x), (DRAWS, -(-len(x) // block)))
-    places = (starts[..., None] + np.arange(block)).reshape(DRAWS, -1)[:, : len(x)] % len(x)
-    found: Floats = curve + (y - curve)[places]
+    missed, steps = (y - curve) - (y - curve).mean(), len(x) // runs
+    starts = stream(seed, "blocks").integers(0, steps, (DRAWS, -(-steps // block)))
+    places = (starts[..., None] + np.arange(block)).reshape(DRAWS, -1)[:, :steps] % steps
+    found: Floats = curve + np.concatenate([missed[run * steps + places] for run in range(runs)], axis=1)
     return found
 
 

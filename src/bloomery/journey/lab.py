@@ -1,4 +1,4 @@
-"""What the over-optimisation laboratory found: overoptimisation.json, and the lines that are printed.
+"""What the over-optimisation laboratory found: overoptimisation.json.
 
 Of every reward model: the curves of PPO on each leash and of best-of-n over d = sqrt(KL), both laws of
 `evals.overoptimisation` fitted to gold, the KL at which gold peaks, and where the stop rule, which never sees
@@ -6,13 +6,13 @@ gold, would have ended each run. The runs go to their end, so that what a rule g
 
 A step of PPO asks few prompts, some harder than others. So its gold is held against what the SFT model gets
 for the very same prompts, of which it answered each several times: a control variate, which halves the
-variance and tells the level at distance 0.
+variance where the policy is still near, and tells the level at distance 0.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,8 @@ CLOSE = 0.9
 POINTS = 60
 """Of each curve that is written down to be drawn."""
 WIDTH = 0.2
-"""Of the normal curve that smooths gold over d: half of what is averaged lies within 0.13."""
+"""Of the normal curve that smooths over d: half of what is averaged lies within 0.13. A peak loses some of
+its height by that, and the highest point of a curve that is still noisy wins some."""
 
 
 def collect(out: Path) -> Json | None:
@@ -79,20 +80,26 @@ def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
         end = over.gained(run["gold"], start, len(run["gold"]) - 1, lab.window)
         run |= {"kl_coef": coef, "stops": [stopped(run, lab, name, start) for name in WITNESSES], "end": end}
     d, gold = (np.concatenate([run[key] for run in runs]) for key in ("d", "gold"))
-    drawn = partial(over.along_runs, d=d, gold=gold, start=start, block=lab.window, seed=journey.seed)
+    several = {"block": lab.window, "runs": len(runs), "seed": journey.seed}
+    drawn = partial(over.along_runs, d=d, gold=gold, start=start, **several)
     line = np.linspace(0.0, float(d.max()), POINTS)
-    seen = over.smoothed(d, gold, line, WIDTH)
-    at = int(seen.argmax())
+    columns = [run["watched"] | {"proxy": run["proxy"], "gold": run["gold"]} for run in runs]
+    smooth = {
+        name: over.smoothed(d, np.concatenate([one[name] for one in columns]), line, WIDTH)
+        for name in columns[0]
+    }
+    at = int(smooth["gold"].argmax())
+    peak = {"d": line[at], "kl": line[at] ** 2, "gain": smooth["gold"][at] - start}
     gains = [[*(stop["gain"] for stop in run["stops"]), run["end"]] for run in runs]
     return {
         **one.model_dump(),
         "accuracy": {key: card.get(key) for key in ("accuracy", "low", "high")},
         "runs": runs,
-        "gold": {"d": line.tolist(), "gold": seen.tolist()},
-        "peak": {"d": line[at], "kl": line[at] ** 2, "gain": seen[at] - start},
+        "smooth": {"d": line.tolist()} | {name: curve.tolist() for name, curve in smooth.items()},
+        "peak": peak | {"reached": at < POINTS - 1},
         "by_rule": dict(zip(RULES, np.mean(gains, axis=0).tolist(), strict=True)),
         "rl": fitted(d, gold, drawn, start),
-        "best_of_n": best_of_n(out / one.best, journey.seed),
+        "best_of_n": best_of_n(out / one.best, start, journey.seed),
     }
 
 
@@ -139,8 +146,9 @@ def stopped(run: Json, lab: _Lab, witness: str, start: float) -> Json:
     return place | {"gain": over.gained(run["gold"], start, at, lab.window)}
 
 
-def best_of_n(path: Path, seed: int) -> Json:
-    """The curve of best-of-n, every n measured on the same answers, and the laws fitted to it."""
+def best_of_n(path: Path, start: float, seed: int) -> Json:
+    """The curve of best-of-n and the laws fitted to it. Every n is measured on the same answers, and held
+    against a random one of them, which is taken to be worth `start`: its prompts are only some."""
     table = read_json(path / "best_of_n.json")["table"]
     found = read_answers(path)
     scores, gold = (torch.from_numpy(one[~np.isnan(found[1]).any(axis=1)]) for one in found)
@@ -148,8 +156,8 @@ def best_of_n(path: Path, seed: int) -> Json:
     proxies, worth = (
         np.stack([expected_best(scores, values, n).numpy() for n in ns], axis=1) for values in (scores, gold)
     )
+    worth += start - gold.mean(dim=1, keepdim=True).numpy()
     drawn, d = over.over_prompts(worth, seed=seed), over.distances(kl)
-    law = fitted(d, worth.mean(axis=0), lambda name: drawn)
     bounds = [over.ranged(m, column) for m, column in zip(worth.mean(axis=0), drawn.T, strict=True)]
     return {
         "n": ns,
@@ -159,12 +167,12 @@ def best_of_n(path: Path, seed: int) -> Json:
         "gold": [bound.value for bound in bounds],
         "low": [bound.low for bound in bounds],
         "high": [bound.high for bound in bounds],
-        **law,
+        **fitted(d, worth.mean(axis=0), lambda name: drawn, start),
     }
 
 
-def fitted(d: Floats, gold: Floats, draws: Callable[[Law], Floats], start: float | None = None) -> Json:
-    """Both laws fitted, which of them is nearer, and their curves to be drawn; or why there are none."""
+def fitted(d: Floats, gold: Floats, draws: Callable[[Law], Floats], start: float) -> Json:
+    """Both laws through the start, the nearer of them, and their curves to be drawn; or why there is none."""
     try:
         fits = {law: over.fit(law, d, gold, draws(law), start) for law in over.LAWS}
     except UsageError as error:
@@ -179,58 +187,3 @@ def overall(models: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Gains of gold, means over reward models: at the `peak`, and by each rule."""
     found = {"peak": float(np.mean([model["peak"]["gain"] for model in models]))}
     return found | {rule: float(np.mean([model["by_rule"][rule] for model in models])) for rule in RULES}
-
-
-# ------------------------------------------------------------------------------------- on the terminal
-
-
-def lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """The findings in words, a few lines for each reward model."""
-    yield f"the SFT model is graded {results['start']:+.2f} by the oracle; what follows is gained over that"
-    for model in results["reward_models"]:
-        yield f"{model['name']}: {described(model)}"
-        yield f"  PPO        {law_in_words(model['rl'], 'rl')}"
-        yield f"  best-of-n  {law_in_words(model['best_of_n'], 'bon')}"
-        for run in model["runs"]:
-            stops = [f"{one['witness']} {step(one)}: {one['gain']:+.2f}" for one in run["stops"]]
-            yield f"  kl_coef {run['kl_coef']:g}: {', '.join(stops)}, at the end: {run['end']:+.2f}"
-        peak = model["peak"]
-        yield f"  highest, over all of them: {peak['gain']:+.2f} at KL {peak['kl']:.2f}"
-    found = overall(results["reward_models"])
-    rules = [f"{rule} {found[rule]:+.2f}" for rule in RULES]
-    yield f"gold gained on average: {found['peak']:+.2f} at the peak, {', '.join(rules)}"
-
-
-def step(stop: Mapping[str, Any]) -> str:
-    """What a rule does with a run."""
-    return "runs on" if stop["stop"] is None else f"goes back to step {stop['at']}"
-
-
-def described(model: Mapping[str, Any]) -> str:
-    accuracy = model["accuracy"]["accuracy"]
-    parts = [f"{100 * model['share']:g} % of the labels", f"{100 * model['flipped']:g} % turned over"]
-    size = [] if model["size"] is None else [f"size {model['size']}"]
-    right = [] if accuracy is None else [f"right on {percent(accuracy)} of held-out pairs"]
-    return ", ".join([*size, *parts, *right])
-
-
-def law_in_words(law: Mapping[str, Any], name: Law) -> str:
-    if law["fits"] is None:
-        return f"no law: {law['why']}"
-    fit = law["fits"][name]
-    parts = [f"{key} {ranged(fit[key])}" for key in ("alpha", "beta")]
-    parts.append("R² –" if fit["r2"] is None else f"R² {fit['r2']:.2f}")
-    peak = fit["peak"]
-    if peak is None:
-        return ", ".join([*parts, "no peak"])
-    beyond = "" if peak["reached"] else ", beyond what was measured"
-    return ", ".join([*parts, f"gold peaks at KL {ranged(peak['kl'])}{beyond}"])
-
-
-def ranged(number: Mapping[str, Any]) -> str:
-    low, high = ("…" if number[key] is None else f"{number[key]:.2f}" for key in ("low", "high"))
-    return f"{number['value']:.2f} ({low} to {high})"
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"

@@ -142,6 +142,7 @@ def lab_plan(j: _Journey, out: Path) -> Plan:
     begun = begin(j, steps)
     arms = list(_arms(j.first.answers, {"base": begun.base, "sft": begun.sft, "rl": begun.sft}))
     label = add("label-1", "label", j.first.label, world=begun.world, arms=arms)
+    _baseline(j, steps, begun)
     trunks: dict[str | None, Path] = {None: begun.sft}
     for size, shape in j.lab.sizes.items():
         smaller = j.pretrain.model_copy(update={"model": shape})
@@ -151,6 +152,17 @@ def lab_plan(j: _Journey, out: Path) -> Plan:
     for opponent in j.lab.reward_models:
         _against(j, steps, begun, label, opponent, trunks[opponent.size])
     return steps.plan(0)
+
+
+def _baseline(j: _Journey, steps: Steps, begun: Begun) -> None:
+    """The SFT model answers every prompt as it will when PPO asks, whatever best-of-n is told. What is wanted
+    is the oracle's grade: the reward is one that costs nothing."""
+    ppo, prompts = j.first.ppo, [begun.world / "prompts.jsonl"]
+    alike = {"max_tokens": ppo.max_tokens, "temperature": ppo.temperature, "samples": j.lab.baseline}
+    whole = j.lab.best_of_n.model_copy(update={**alike, "limit": None, "at": ()})
+    free = [{"kind": "length", "settings": {"most": ppo.max_tokens}}]
+    asked: dict[str, Any] = {"policy": begun.sft, "prompts": prompts, "world": begun.world}
+    steps.add(BASELINE, "best_of_n", whole, rewards=free, **asked)
 
 
 def _against(j: _Journey, steps: Steps, begun: Begun, label: Path, opponent: Opponent, trunk: Path) -> None:
@@ -187,11 +199,6 @@ def _against(j: _Journey, steps: Steps, begun: Begun, label: Path, opponent: Opp
         "prompts": [begun.world / "prompts.jsonl"],
         "world": begun.world,
     }
-    if opponent == j.lab.reward_models[0]:
-        ppo = j.first.ppo  # asks as PPO will, whatever best-of-n is told
-        alike = {"max_tokens": ppo.max_tokens, "temperature": ppo.temperature, "samples": j.lab.baseline}
-        whole = j.lab.best_of_n.model_copy(update={**alike, "limit": None, "at": ()})
-        add(BASELINE, "best_of_n", whole, **asked)
     add(opponent.best, "best_of_n", j.lab.best_of_n, **asked)
     watch = [
         *(source.model_dump() for source in j.first.ppo.watch),

@@ -20,8 +20,9 @@ from bloomery.stages.stop import Pace
 
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 """Becomes part of the names of steps."""
-HELD_OUT, ENSEMBLE = "held-out", "ensemble"
 BASELINE = "baseline"
+"""The step of the laboratory that lets the SFT model answer every prompt."""
+HELD_OUT, ENSEMBLE = "held-out", "ensemble"
 """What PPO watches in the laboratory: the twin, and the mean of both less what they disagree on."""
 DECIDED = {"seed", "chat"}
 """Settings that the plan fills in, beside the inputs: one seed for all, and which models chat."""

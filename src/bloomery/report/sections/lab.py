@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from bloomery.journey.lab import FILE, NO_RULE, described, overall, step
+from bloomery.journey.lab import FILE, NO_RULE, overall
+from bloomery.journey.lab_words import described, step
 from bloomery.journey.settings import ENSEMBLE, HELD_OUT
 from bloomery.report.html import Child, Html, join, tag
-from bloomery.report.plots import Series, line_plot, number, smooth
+from bloomery.report.plots import Series, line_plot, number
 from bloomery.report.sections import figure, grid, interval, section, table
 from bloomery.report.view import Json, View
 
@@ -32,7 +33,7 @@ def overoptimisation(view: View) -> Html:
         "what it praises stops being better. The stop rule sees only the score and a second reward model "
         "taught by other rankings; what was gained where it stops is measured by the oracle afterwards."
     )
-    pictures = [one for model in found["reward_models"] for one in (gold(model, found), proxy(model, found))]
+    pictures = [one for model in found["reward_models"] for one in (gold(model), proxy(model))]
     return section("lab", "Over-optimisation", intro, kept(found), laws(found), grid(*pictures))
 
 
@@ -81,9 +82,8 @@ def _ranged(one: Json) -> Html:
     return interval(number(one["value"]), number(one["low"]), number(one["high"]))
 
 
-def gold(model: Json, found: Json) -> Html:
-    seen = model["gold"]
-    series = [*every_step(model), Series("PPO", seen["d"], seen["gold"], "s3")]
+def gold(model: Json) -> Html:
+    series = [*every_step(model), smooth(model, "gold", "PPO", "s3")]
     series += _law(model["rl"], "rl", "PPO’s law", "s3")
     best = model["best_of_n"]
     series.append(
@@ -99,12 +99,12 @@ def gold(model: Json, found: Json) -> Html:
     )
 
 
-def proxy(model: Json, found: Json) -> Html:
+def proxy(model: Json) -> Html:
     best = model["best_of_n"]
     series = [
-        *averaged(model, found, "proxy", "reward model", "s2"),
-        *averaged(model, found, HELD_OUT, RULES[HELD_OUT], "s4"),
-        *averaged(model, found, ENSEMBLE, RULES[ENSEMBLE], "s5"),
+        smooth(model, "proxy", "reward model", "s2"),
+        smooth(model, HELD_OUT, RULES[HELD_OUT], "s4"),
+        smooth(model, ENSEMBLE, RULES[ENSEMBLE], "s5"),
         Series("best-of-n, reward model", best["d"], best["proxy"], "s1", "points"),
     ]
     return figure(
@@ -121,14 +121,9 @@ def every_step(model: Json) -> list[Series]:
     return [Series("PPO", [x for x, _ in points], [y for _, y in points], "s3", "faint")]
 
 
-def averaged(model: Json, found: Json, key: str, name: str, colour: str) -> list[Series]:
-    """A column of all runs over the distance, averaged over about as many steps as the stop rule looks at."""
-    columns = [
-        (run["d"], run["watched"][key] if key in run["watched"] else run[key]) for run in model["runs"]
-    ]
-    points = sorted((x, y) for xs, ys in columns for x, y in zip(xs, ys, strict=True))
-    x, y = [p[0] for p in points], [p[1] for p in points]
-    return [Series(name, x, smooth(y, found["window"] * len(columns)), colour)]
+def smooth(model: Json, key: str, name: str, colour: str) -> Series:
+    """A column of all runs over the distance, smoothed."""
+    return Series(name, model["smooth"]["d"], model["smooth"][key], colour)
 
 
 def _law(law: Json, which: str, name: str, colour: str) -> list[Series]:
@@ -138,7 +133,7 @@ def _law(law: Json, which: str, name: str, colour: str) -> list[Series]:
 
 def marks(model: Json) -> Sequence[tuple[float, str]]:
     """Where gold is highest under PPO, and where the rule ends the run on the loosest leash."""
-    found = [(model["peak"]["d"], "peak")]
+    found = [(model["peak"]["d"], "peak")] if model["peak"]["reached"] else []
     loosest = min(model["runs"], key=lambda run: run["kl_coef"])
     stop = next(one for one in loosest["stops"] if one["witness"] == HELD_OUT)
     return found if stop["stop"] is None else [*found, (stop["d"], "stop")]
