@@ -42,10 +42,15 @@ gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of
 the highest bound of the seeds' 95 % intervals, … where the data set none."""
 VISIBLE = 0.02
 """A law's peak that gains less may be noise of these curves."""
-WIDE, TALL, ACROSS = 300, 300, 4
+WIDE, TALL, ACROSS = 300, 330, 4
 """A reward model's pictures, gold above proxy, and how many stand side by side."""
+REACH = 4.0
+"""Distances are drawn so far; what a collapsed policy does beyond is in the findings."""
 Json = Mapping[str, Any]
 Curve = list[tuple[float, float]]
+Curves = list[tuple[str, Curve]]
+LOOKS = """path{fill:none;stroke:#0068a8;stroke-width:1.5}path.law{stroke-dasharray:4 3;stroke:#6a635a}
+path.proxy{stroke:#c2571a}path.best{stroke:#3d7a36;stroke-width:1}</style>"""
 
 
 def main() -> None:
@@ -193,66 +198,74 @@ def visible(fit: Json) -> bool:
 
 
 def pictures(found: Mapping[str, Json]) -> str:
-    """Gold above proxy for every reward model: a line for each seed, a dot at its peak, the laws dashed."""
-    shown = names(found)
+    """Gold above proxy for every reward model, all on the same axes: a line for each seed with a dot at the
+    peak, best-of-n with crosses, the laws of PPO dashed."""
+    shown = {name: of(found, name) for name in names(found)}
+    starts = [lab["start"] for lab in found.values()]
+    drawn = {name: (above(models, starts), below(models)) for name, models in shown.items()}
+    scales = [scale([one[part] for one in drawn.values()]) for part in (0, 1)]
     rows = -(-len(shown) // ACROSS)
-    size = f"{min(len(shown), ACROSS) * WIDE} {rows * TALL + 24}"
-    body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}"><style>{STYLE}']
-    body.append(
-        "path{fill:none;stroke:#0068a8;stroke-width:1.5}path.law{stroke-dasharray:4 3;stroke:#6a635a}"
-    )
-    body.append("path.proxy{stroke:#c2571a}</style>")
-    for at, name in enumerate(shown):
+    wide, tall = min(len(shown), ACROSS) * WIDE, rows * TALL + 24
+    body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {tall}"><style>{STYLE}', LOOKS]
+    for at, (name, (upper, lower)) in enumerate(drawn.items()):
         left, top = at % ACROSS * WIDE, at // ACROSS * TALL
         body.append(f'<g transform="translate({left} {top})"><text class="name" x="44" y="14">{name}</text>')
-        models = of(found, name)
-        gold = [("gold", points(model["smooth"], "gold")) for model in models]
-        proxy = [("proxy", points(model["smooth"], "proxy")) for model in models]
-        laws = [("law", points(m["rl"]["curves"]["rl"], "gold")) for m in models if m["rl"]["curves"]]
-        peaks = [
-            (m["peak"]["d"], lab["start"] + m["peak"]["gain"])
-            for m, lab in zip(models, found.values(), strict=True)
-            if m["peak"]["reached"]
-        ]
-        body += panel(gold + laws, peaks, 24, 130) + panel(proxy, [], 180, 80)
-        body.append("</g>")
-    x, y = size.split()
-    body.append(
-        f'<text x="{int(x) / 2}" y="{int(y) - 6}" text-anchor="middle">square root of the KL to SFT (nats); '
-        "above the oracle’s grade, below the reward model’s score</text></svg>\n"
-    )
+        body += [*panel(upper, scales[0], 24, 160), *panel(lower, scales[1], 210, 80), "</g>"]
+    middle = f'<text x="{wide / 2}" y="{tall - 6}" text-anchor="middle">'
+    body.append(f"{middle}square root of the KL to SFT (nats); above the oracle’s grade (crosses: best-of-n;")
+    body.append("dashed: the laws), below the reward model’s score</text></svg>\n")
     return "\n".join(body)
 
 
+def above(models: Sequence[Json], starts: Sequence[float]) -> Curves:
+    """Gold: PPO's, best-of-n's, the laws, and the peaks as curves of one point."""
+    gold = [("gold", points(model["smooth"], "gold")) for model in models]
+    best = [("best", points(model["best_of_n"], "gold")) for model in models]
+    laws = [("law", points(m["rl"]["curves"]["rl"], "gold")) for m in models if m["rl"]["curves"]]
+    tops = [
+        ("peak", [(model["peak"]["d"], start + model["peak"]["gain"])])
+        for model, start in zip(models, starts, strict=True)
+        if model["peak"]["reached"]
+    ]
+    return [*gold, *best, *laws, *tops]
+
+
+def below(models: Sequence[Json]) -> Curves:
+    return [("proxy", points(model["smooth"], "proxy")) for model in models]
+
+
 def points(drawn: Json, key: str) -> Curve:
-    return list(zip(drawn["d"], drawn[key], strict=True))
+    return [(x, y) for x, y in zip(drawn["d"], drawn[key], strict=True) if x <= REACH]
 
 
-def panel(curves: Sequence[tuple[str, Curve]], peaks: Curve, top: int, tall: int) -> list[str]:
-    """One pair of axes in a cell: curves by class, and dots."""
+def scale(panels: Sequence[Curves]) -> list[float]:
+    """Ticks that hold every curve of all panels."""
     from bloomery.report.plots import nice_ticks
 
-    heights = [y for _, curve in curves for _, y in curve]
-    across = nice_ticks(0.0, max(x for _, curve in curves for x, _ in curve), 4)
-    up = nice_ticks(min(heights), max(heights), 4)
+    heights = [y for curves in panels for _, curve in curves for _, y in curve]
+    return nice_ticks(min(heights), max(heights), 4)
+
+
+def panel(curves: Curves, up: Sequence[float], top: int, tall: int) -> Iterator[str]:
+    """One pair of axes in a cell."""
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return 44 + 240 * x / across[-1], top + tall - tall * (y - up[0]) / (up[-1] - up[0])
+        return 44 + 240 * x / REACH, top + tall - tall * (y - up[0]) / (up[-1] - up[0])
 
-    body = []
     for tick in up:
         y = place(0, tick)[1]
-        body.append(f'<line x1="44" x2="284" y1="{y:.1f}" y2="{y:.1f}"/>')
-        body.append(f'<text x="38" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in across:
-        body.append(
-            f'<text x="{place(tick, 0)[0]:.1f}" y="{top + tall + 14}" text-anchor="middle">{tick:g}</text>'
-        )
+        yield f'<line x1="44" x2="284" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="38" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+    for tick in range(int(REACH) + 1):
+        yield f'<text x="{place(tick, 0)[0]:.1f}" y="{top + tall + 14}" text-anchor="middle">{tick}</text>'
     for look, curve in curves:
-        line = "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in curve)
-        body.append(f'<path class="{look}" d="M{line}"/>')
-    body += ['<circle cx="{:.1f}" cy="{:.1f}" r="3.5"/>'.format(*place(x, y)) for x, y in peaks]
-    return body
+        placed = [place(x, y) for x, y in curve]
+        if look == "peak":
+            yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed)
+            continue
+        yield f'<path class="{look}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in placed)}"/>'
+        if look == "best":
+            yield from (f'<path class="best" d="M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6"/>' for x, y in placed)
 
 
 if __name__ == "__main__":
