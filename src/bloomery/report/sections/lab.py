@@ -54,7 +54,7 @@ def kept(found: Json) -> Html:
 
 
 def _gained(gain: float, how: str = "") -> Html:
-    shown = f"{gain:+.2f}".replace("-", "−")
+    shown = f"{round(gain, 2) + 0.0:+.2f}".replace("-", "−")  # no minus before nothing
     return join(tag("span", shown, class_="mean"), tag("span", how, class_="interval"))
 
 
@@ -71,7 +71,14 @@ def laws(found: Json) -> Html:
             peak = fit["peak"]
             top = ["none", "–"] if peak is None else [_ranged(peak["kl"]), _ranged(peak["gain"])]
             rows.append(
-                [model["name"], method, _ranged(fit["alpha"]), _ranged(fit["beta"]), number(fit["r2"]), *top]
+                [
+                    model["name"],
+                    method,
+                    _ranged(fit["alpha"]),
+                    _ranged(fit["beta"]),
+                    number(fit["r2"], 2),
+                    *top,
+                ]
             )
     head: list[Child] = ["reward model", "method", "α", "β", "R²", "KL of the peak", "gold gained there"]
     title = "Laws of Gao et al. (2022), with 95 % intervals"
@@ -79,7 +86,8 @@ def laws(found: Json) -> Html:
 
 
 def _ranged(one: Json) -> Html:
-    return interval(number(one["value"]), number(one["low"]), number(one["high"]))
+    value, low, high = ("–" if one[key] is None else f"{one[key]:.2f}" for key in ("value", "low", "high"))
+    return interval(*(word.replace("-", "−") for word in (value, low, high)))
 
 
 def gold(model: Json) -> Html:
