@@ -13,24 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-from methods import STYLE
+from pictures import Panel, picture
 from three_seeds import where
 
-from bloomery.evals.bootstrap import DRAWS
+from bloomery.evals.bootstrap import interval
 from bloomery.evals.overoptimisation import Ranged
 from bloomery.journey.lab import CLOSE, FILE, RULES, WITNESSES, overall
 from bloomery.journey.lab_words import percent, ranged
-from bloomery.seeds import stream
+from bloomery.journey.settings import HELD_OUT
+from bloomery.report.plots import Series
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "overoptimisation.yaml"
 METHODS = (("PPO", "rl", "rl"), ("best-of-n", "best_of_n", "bon"))
@@ -42,15 +41,10 @@ gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of
 the highest bound of the seeds' 95 % intervals, … where the data set none."""
 VISIBLE = 0.02
 """A law's peak that gains less may be noise of these curves."""
-WIDE, TALL, ACROSS = 300, 330, 4
-"""A reward model's pictures, gold above proxy, and how many stand side by side."""
 REACH = 4.0
 """Distances are drawn so far; what a collapsed policy does beyond is in the findings."""
+AXIS = "square root of the KL to SFT (nats)"
 Json = Mapping[str, Any]
-Curve = list[tuple[float, float]]
-Curves = list[tuple[str, Curve]]
-LOOKS = """path{fill:none;stroke:#0068a8;stroke-width:1.5}path.law{stroke-dasharray:4 3;stroke:#6a635a}
-path.proxy{stroke:#c2571a}path.best{stroke:#3d7a36;stroke-width:1}</style>"""
 
 
 def main() -> None:
@@ -60,9 +54,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/lab"))
     parser.add_argument("--cache", type=Path, help="stages of other runs, for what they have in common")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
-    parser.add_argument(
-        "--chosen", nargs="+", default=[], help="what the rule was chosen on: seed-0/half ..."
-    )
     parser.add_argument("--out", type=Path, default=Path("runs/overoptimisation"))
     arguments = parser.parse_args()
     made = [made_with(seed, arguments) for seed in arguments.seeds]
@@ -70,7 +61,7 @@ def main() -> None:
     if not labs:
         parser.error("name a finished laboratory, or give --seeds")
     found = {path.name: json.loads((path / FILE).read_text(encoding="utf-8")) for path in labs}
-    text = section(found, where(), arguments.chosen)
+    text = section(found, where())
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "overoptimisation.md").write_text(text, encoding="utf-8")
     (arguments.out / "overoptimisation.svg").write_text(pictures(found), encoding="utf-8")
@@ -91,7 +82,7 @@ def made_with(seed: int, arguments: argparse.Namespace) -> Path:
 # ------------------------------------------------------------------------------------------- tables
 
 
-def section(found: Mapping[str, Json], place: str, chosen: Sequence[str] = ()) -> str:
+def section(found: Mapping[str, Json], place: str) -> str:
     """Markdown: what is gained at the peaks and where the rules stop, the laws, and which bars are met."""
     lines = ["## Over-optimisation", "", f"`python benchmarks/overoptimisation.py`, {place}.", ABOUT, ""]
     lines += [f"| reward model | right on | highest | at KL | {' | '.join(RULES)} |"]
@@ -103,7 +94,7 @@ def section(found: Mapping[str, Json], place: str, chosen: Sequence[str] = ()) -
             laws = [model[key]["fits"] for model in of(found, name)]
             cells = law([fits[which] for fits in laws if fits is not None])
             lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *verdicts(found, chosen), ""])
+    return "\n".join([*lines, "", *verdicts(found), ""])
 
 
 def names(found: Mapping[str, Json]) -> list[str]:
@@ -150,9 +141,8 @@ def together(several: Sequence[Json]) -> str:
     return ranged(asdict(Ranged(mean(one["value"] for one in several), low, high)))
 
 
-def verdicts(found: Mapping[str, Json], chosen: Sequence[str] = ()) -> Iterator[str]:
-    """Where gold has a visible peak, and whether the rules end within 10 % of it on average; also without the
-    reward models (`seed-0/half`) that the rule's settings were `chosen` on."""
+def verdicts(found: Mapping[str, Json]) -> Iterator[str]:
+    """Where gold has a visible peak, and whether the rules end within 10 % of it on average."""
     for name in names(found):
         seen = []
         for method, key, which in METHODS:
@@ -160,32 +150,17 @@ def verdicts(found: Mapping[str, Json], chosen: Sequence[str] = ()) -> Iterator[
             clear = sum(fits is not None and visible(fits[which]) for fits in laws)
             seen.append(f"under {method} in {clear} of {len(laws)} laboratories")
         yield f"- {name}: gold has a visible peak {', '.join(seen)}"
-    every = {f"{lab}/{model['name']}": model for lab, one in found.items() for model in one["reward_models"]}
-    rest = [model for name, model in every.items() if name not in chosen]
+    every = [model for lab in found.values() for model in lab["reward_models"]]
     for rule in WITNESSES:
-        met = "met" if share(list(every.values()), rule)[0] >= CLOSE else "missed"
-        also = (
-            f"; on the {len(rest)} that its settings were not chosen on, {kept(rest, rule)}" if chosen else ""
-        )
-        yield f"- {rule} keeps {kept(list(every.values()), rule)} of what is gained at the peaks{also}: {met}"
-
-
-def share(models: Sequence[Json], rule: str) -> tuple[float, float, float]:
-    """Of all that is gained at the peaks, how much where a rule stops; and a 95 % interval, reward models
-    drawn with replacement. NaN where nothing is gained."""
-    gains = np.array([[model["by_rule"][rule], model["peak"]["gain"]] for model in models])
-    drawn = stream(0, "share").multinomial(len(models), np.full(len(models), 1 / len(models)), DRAWS) @ gains
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(drawn[:, 1] > 0, drawn[:, 0] / drawn[:, 1], np.nan)
-        whole = gains.sum(axis=0)
-        mid = float(whole[0] / whole[1]) if whole[1] > 0 else math.nan
-    low, high = np.nanquantile(shares, [0.025, 0.975]) if not np.isnan(mid) else (mid, mid)
-    return mid, float(low), float(high)
-
-
-def kept(models: Sequence[Json], rule: str) -> str:
-    mid, low, high = share(models, rule)
-    return "–" if math.isnan(mid) else f"{percent(mid)} ({percent(low)} to {percent(high)})"
+        gains = [(model["by_rule"][rule], model["peak"]["gain"]) for model in every]
+        got, best = (sum(column) for column in zip(*gains, strict=True))
+        if best <= 0:
+            yield f"- {rule}: nothing was gained at the peaks"
+            continue
+        low, high = interval(gains)
+        share = f"{percent(got / best)} ({percent(low)} to {percent(high)})"
+        met = "met" if got / best >= CLOSE else "missed"
+        yield f"- {rule} keeps {share} of what is gained at the peaks: {met}"
 
 
 def visible(fit: Json) -> bool:
@@ -198,74 +173,29 @@ def visible(fit: Json) -> bool:
 
 
 def pictures(found: Mapping[str, Json]) -> str:
-    """Gold above proxy for every reward model, all on the same axes: a line for each seed with a dot at the
-    peak, best-of-n with crosses, the laws of PPO dashed."""
-    shown = {name: of(found, name) for name in names(found)}
-    starts = [lab["start"] for lab in found.values()]
-    drawn = {name: (above(models, starts), below(models)) for name, models in shown.items()}
-    scales = [scale([one[part] for one in drawn.values()]) for part in (0, 1)]
-    rows = -(-len(shown) // ACROSS)
-    wide, tall = min(len(shown), ACROSS) * WIDE, rows * TALL + 24
-    body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {tall}"><style>{STYLE}', LOOKS]
-    for at, (name, (upper, lower)) in enumerate(drawn.items()):
-        left, top = at % ACROSS * WIDE, at // ACROSS * TALL
-        body.append(f'<g transform="translate({left} {top})"><text class="name" x="44" y="14">{name}</text>')
-        body += [*panel(upper, scales[0], 24, 160), *panel(lower, scales[1], 210, 80), "</g>"]
-    middle = f'<text x="{wide / 2}" y="{tall - 6}" text-anchor="middle">'
-    body.append(f"{middle}square root of the KL to SFT (nats); above the oracle’s grade (crosses: best-of-n;")
-    body.append("dashed: the laws), below the reward model’s score</text></svg>\n")
-    return "\n".join(body)
+    """Gold beside the score of every reward model, a line for each seed: PPO, its law, best-of-n, peaks."""
+    panels = []
+    for name in names(found):
+        models = of(found, name)
+        gold = [curve(model["smooth"], "gold", "PPO", "s3") for model in models]
+        laws = [curve(m["rl"]["curves"]["rl"], "gold", "law", "s3") for m in models if m["rl"]["curves"]]
+        gold += [replace(one, look="dashed") for one in laws]
+        best = [curve(model["best_of_n"], "gold", "best-of-n", "s1") for model in models]
+        peaks = [
+            Series("peak", [model["peak"]["d"]], [lab["start"] + model["peak"]["gain"]], "s2", "points")
+            for lab, model in zip(found.values(), models, strict=True)
+            if model["peak"]["reached"]
+        ]
+        gold += [*(replace(one, look="points") for one in best), *peaks]
+        scores = [curve(model["smooth"], "proxy", "score", "s2") for model in models]
+        scores += [curve(model["smooth"], HELD_OUT, "held-out", "s4") for model in models]
+        panels += [Panel(f"Gold against {name}", AXIS, gold), Panel(f"What {name} thinks", AXIS, scores)]
+    return picture(*panels, across=2)
 
 
-def above(models: Sequence[Json], starts: Sequence[float]) -> Curves:
-    """Gold: PPO's, best-of-n's, the laws, and the peaks as curves of one point."""
-    gold = [("gold", points(model["smooth"], "gold")) for model in models]
-    best = [("best", points(model["best_of_n"], "gold")) for model in models]
-    laws = [("law", points(m["rl"]["curves"]["rl"], "gold")) for m in models if m["rl"]["curves"]]
-    tops = [
-        ("peak", [(model["peak"]["d"], start + model["peak"]["gain"])])
-        for model, start in zip(models, starts, strict=True)
-        if model["peak"]["reached"]
-    ]
-    return [*gold, *best, *laws, *tops]
-
-
-def below(models: Sequence[Json]) -> Curves:
-    return [("proxy", points(model["smooth"], "proxy")) for model in models]
-
-
-def points(drawn: Json, key: str) -> Curve:
-    return [(x, y) for x, y in zip(drawn["d"], drawn[key], strict=True) if x <= REACH]
-
-
-def scale(panels: Sequence[Curves]) -> list[float]:
-    """Ticks that hold every curve of all panels."""
-    from bloomery.report.plots import nice_ticks
-
-    heights = [y for curves in panels for _, curve in curves for _, y in curve]
-    return nice_ticks(min(heights), max(heights), 4)
-
-
-def panel(curves: Curves, up: Sequence[float], top: int, tall: int) -> Iterator[str]:
-    """One pair of axes in a cell."""
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return 44 + 240 * x / REACH, top + tall - tall * (y - up[0]) / (up[-1] - up[0])
-
-    for tick in up:
-        y = place(0, tick)[1]
-        yield f'<line x1="44" x2="284" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="38" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
-    for tick in range(int(REACH) + 1):
-        yield f'<text x="{place(tick, 0)[0]:.1f}" y="{top + tall + 14}" text-anchor="middle">{tick}</text>'
-    for look, curve in curves:
-        placed = [place(x, y) for x, y in curve]
-        if look == "peak":
-            yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed)
-            continue
-        yield f'<path class="{look}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in placed)}"/>'
-        if look == "best":
-            yield from (f'<path class="best" d="M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6"/>' for x, y in placed)
+def curve(drawn: Json, key: str, name: str, colour: str) -> Series:
+    near = [(x, y) for x, y in zip(drawn["d"], drawn[key], strict=True) if x <= REACH]
+    return Series(name, [x for x, _ in near], [y for _, y in near], colour)
 
 
 if __name__ == "__main__":

@@ -32,16 +32,18 @@ class Panel:
     zero: bool = False
 
 
-def picture(*panels: Panel) -> str:
-    """Panels side by side as one SVG."""
-    size = f"0 0 {WIDTH * len(panels)} {HEIGHT + HEAD}"
+def picture(*panels: Panel, across: int | None = None) -> str:
+    """Panels side by side as one SVG; after `across` of them, if given, a new row begins."""
+    across = across or len(panels)
+    size = f"0 0 {WIDTH * min(across, len(panels))} {(HEIGHT + HEAD) * -(-len(panels) // across)}"
     body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}">{STYLE}']
     for number, panel in enumerate(panels):
         plot = line_plot(panel.series, x_label=panel.x_label, as_percent=panel.as_percent, zero=panel.zero)
         html = str(plot)
         drawn = html[html.rindex('<svg viewBox="0 0 ' + str(WIDTH)) :]
-        place = f'<svg x="{WIDTH * number}" y="{HEAD}" width="{WIDTH}" height="{HEIGHT}"'
-        body.append(f'<text x="{WIDTH * number + 12}" y="16">{heading(panel)}</text>')
+        left, top = number % across * WIDTH, number // across * (HEIGHT + HEAD)
+        place = f'<svg x="{left}" y="{top + HEAD}" width="{WIDTH}" height="{HEIGHT}"'
+        body.append(f'<text x="{left + 12}" y="{top + 16}">{heading(panel)}</text>')
         body.append(drawn.replace("<svg", place, 1))
     return "\n".join([*body, "</svg>", ""])
 
