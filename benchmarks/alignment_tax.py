@@ -110,7 +110,7 @@ def at(curve: Sequence[Row], kl: float) -> dict[str, float] | None:
 
 def section(found: Mapping[str, Mapping[str, Row]], beside: Mapping[str, Any], place: str) -> str:
     """Markdown: a row for each seed and run; PPO-ptx beside PPO at the same KL; which bar is met."""
-    lines = ["## The alignment tax", "", f"`python benchmarks/alignment_tax.py`, {place}."]
+    lines = ["## The alignment tax", "", f"`python benchmarks/alignment_tax.py runs/seeds/seed-*`, {place}."]
     lines += [ABOUT, ""]
     lines += ["| seed | | " + " | ".join(title for _, title, _ in COLUMNS) + " |"]
     lines += ["|---|---|" + "---:|" * len(COLUMNS)]

@@ -165,7 +165,11 @@ def lead(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) ->
 
 def section(found: Sequence[Mapping[str, Any]], place: str) -> str:
     """Markdown: a row for each seed and side, then how the sides compare."""
-    lines = ["## K-wise against pairwise reward models", "", f"`python benchmarks/kwise.py`, {place}."]
+    lines = [
+        "## K-wise against pairwise reward models",
+        "",
+        f"`python benchmarks/kwise.py runs/seeds/seed-*`, {place}.",
+    ]
     lines += [ABOUT, ""]
     lines += ["| seed | trained | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
     for row in found:

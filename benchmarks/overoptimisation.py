@@ -36,9 +36,10 @@ METHODS = (("PPO", "rl", "rl"), ("best-of-n", "best_of_n", "bon"))
 """What is told of a reward model: in which part of the findings, and by which law."""
 ABOUT = """Gains are over the SFT model's own answers to the same prompts, in the oracle's grades, which go
 from -2 to 1; means over the seeds. "Highest" is the top of the measured curve of a reward model, all leashes
-together and smoothed over d, the square root of the KL in nats. Alpha and beta are those of Gao et al., 2022:
-gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of-n. In brackets the lowest and
-the highest bound of the seeds' 95 % intervals, … where the data set none."""
+together and smoothed over d, the square root of the KL in nats; "budget" is the KL that the reward model's
+own report card allowed, from held-out rankings alone, 0 where it says not to optimise. Alpha and beta are
+those of Gao et al., 2022: gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of-n.
+In brackets the lowest and the highest bound of the seeds' 95 % intervals, … where the data set none."""
 VISIBLE = 0.02
 """A law's peak that gains less may be noise of these curves."""
 REACH = 4.0
@@ -84,9 +85,15 @@ def made_with(seed: int, arguments: argparse.Namespace) -> Path:
 
 def section(found: Mapping[str, Json], place: str) -> str:
     """Markdown: what is gained at the peaks and where the rules stop, the laws, and which bars are met."""
-    lines = ["## Over-optimisation", "", f"`python benchmarks/overoptimisation.py`, {place}.", ABOUT, ""]
-    lines += [f"| reward model | right on | highest | at KL | {' | '.join(RULES)} |"]
-    lines += [f"|---|{'---:|' * (3 + len(RULES))}", *gains(found), ""]
+    lines = [
+        "## Over-optimisation",
+        "",
+        f"`python benchmarks/overoptimisation.py runs/lab/seed-*`, {place}.",
+        ABOUT,
+        "",
+    ]
+    lines += [f"| reward model | right on | highest | at KL | budget | {' | '.join(RULES)} |"]
+    lines += [f"|---|{'---:|' * (4 + len(RULES))}", *gains(found), ""]
     lines += ["| reward model | method | alpha | beta | R² | KL at the law's peak | gained there |"]
     lines += ["|---|---|---:|---:|---:|---:|---:|"]
     for name in names(found):
@@ -113,12 +120,12 @@ def gains(found: Mapping[str, Json]) -> Iterator[str]:
         models = of(found, name)
         right = [m["accuracy"]["accuracy"] for m in models if m["accuracy"]["accuracy"] is not None]
         kl = " / ".join(f"{model['peak']['kl']:.1f}" for model in models)
-        head = (
-            f"| {name} | {percent(mean(right) if right else None)} | {overall(models)['peak']:+.2f} | {kl} |"
-        )
+        budget = " / ".join("–" if m["budget"] is None else f"{m['budget']:.1f}" for m in models)
+        rate = percent(mean(right) if right else None)
+        head = f"| {name} | {rate} | {overall(models)['peak']:+.2f} | {kl} | {budget} |"
         yield " ".join([head, *(f"{overall(models)[rule]:+.2f} |" for rule in RULES)])
     every = overall([model for name in names(found) for model in of(found, name)])
-    yield " ".join([f"| mean | | {every['peak']:+.2f} | |", *(f"{every[rule]:+.2f} |" for rule in RULES)])
+    yield " ".join([f"| mean | | {every['peak']:+.2f} | | |", *(f"{every[rule]:+.2f} |" for rule in RULES)])
 
 
 def law(fits: Sequence[Json]) -> list[str]:

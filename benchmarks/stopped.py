@@ -91,7 +91,11 @@ def same_until_ended(run: Path, ended: Path) -> list[dict[str, Any]]:
 def section(found: Mapping[str, Mapping[str, Sequence[Row]]], place: str) -> str:
     """Markdown: a row for each policy, means over the seeds, the lowest and highest of its grade."""
     titles = " | ".join(COLUMNS[key][0] for key in SHOWN)
-    lines = [f"`python benchmarks/stopped.py`, {place}.", "", f"| | | steps | {titles} | seeds |"]
+    lines = [
+        f"`python benchmarks/stopped.py runs/lab/seed-*`, {place}.",
+        "",
+        f"| | | steps | {titles} | seeds |",
+    ]
     lines += [f"|---|---|---:|{'---:|' * len(SHOWN)}---:|"]
     for name, rows in found.items():
         for policy, seeds in rows.items():

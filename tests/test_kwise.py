@@ -125,7 +125,7 @@ def test_the_section_names_both_sides_and_their_ratio(kwise: ModuleType) -> None
         "lead": {"mean": 0.01, "low": -0.02, "high": 0.04},
     }
     text = kwise.section([row], "commit abc, one machine")
-    assert "`python benchmarks/kwise.py`, commit abc, one machine." in text
+    assert "`python benchmarks/kwise.py runs/seeds/seed-*`, commit abc, one machine." in text
     rates = "0.750 [0.700, 0.800] | 0.750 [0.700, 0.800] | 0.850"
     assert f"| 3 | K-wise | {rates} | 1,000 | 50,000 | 60 |" in text
     assert f"| 3 | pairwise | {rates} | 5,000 | 150,000 | 240 |" in text

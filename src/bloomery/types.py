@@ -110,7 +110,8 @@ class Ranking(Record):
 
     `ranking[k]` is the rank of `completions[k]`: 1 is best and equal ranks are ties, so
     `[1, 3, 1]` says that the first and the last are equally good and both beat the second.
-    Ranks are compared, never subtracted. `correction`, if given, ranks above every completion.
+    Ranks are compared, never subtracted. `margin` says by how much the better of two is better, on whatever
+    scale its annotator was given. `correction`, if given, ranks above every completion.
     A record that is not `submitted` may lack a ranking.
     """
 
@@ -119,6 +120,7 @@ class Ranking(Record):
     completions: tuple[Candidate, ...] = Field(min_length=2)
     ranking: tuple[int, ...] | None
     ratings: tuple[Rating | None, ...] | None = None
+    margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     correction: str | None = None
     annotator: Annotator
     seconds: float | None = Field(default=None, ge=0)
@@ -136,9 +138,13 @@ class Ranking(Record):
             raise ValueError("a submitted record needs a ranking")
         if self.ranking is not None:
             if len(self.ranking) != k:
-                raise ValueError(f"ranking has {len(self.ranking)} ranks for {k} completions")
+                raise ValueError(
+                    f"ranking has {len(self.ranking)} ranks for {k} completions; each has one, equal for ties"
+                )
             if min(self.ranking) < 1:
                 raise ValueError(f"ranks start at 1, got {min(self.ranking)}")
+        if self.margin and (k > 2 or self.ranking is None or len({*self.ranking}) == 1):
+            raise ValueError("a margin is that of one of two completions over the other")
         if self.ratings is not None and len(self.ratings) != k:
             raise ValueError(f"ratings has {len(self.ratings)} entries for {k} completions")
         if self.shown_order is not None and sorted(self.shown_order) != list(range(k)):

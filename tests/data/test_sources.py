@@ -205,6 +205,26 @@ def test_labelled_steps_are_read_as_such_and_have_prompts(tmp_path: Path) -> Non
     assert len(list(read_solutions(bad, on_bad_row="skip", skipped=skipped))) == len(skipped) == 1
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Yes", "rejected": "No"},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
+        {"instruction": "Hi", "chosen": "Yes", "rejected": "No"},
+    ],
+)
+def test_a_pair_s_margin_is_read_and_written_again(
+    tmp_path: Path, row: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = put(tmp_path / "a.jsonl", row | {"margin": 2.5}, row | {"margin": None}, row | {"margin": 3})
+    said = list(read_rankings(path))
+    assert [one.margin for one in said] == [2.5, None, 3.0]
+    assert not caplog.records, "no column is left unread"
+    write(said, tmp_path / "b.jsonl", "preference")
+    assert [one.margin for one in read_rankings(tmp_path / "b.jsonl")] == [2.5, None, 3.0]
+    assert "margin" not in (tmp_path / "b.jsonl").read_text().splitlines()[1]
+
+
 def test_every_format_has_a_case() -> None:
     assert {name for name, _, _ in CASES} == set(FORMATS)
 
@@ -242,6 +262,13 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "'rejected' does not end with a message by the",
     ),
     ("preference", {"prompt": "Hi", "chosen": "Yes"}, "column 'rejected' is missing"),
+    (
+        "preference",
+        {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "margin": -1.0},
+        "'margin' does not say",
+    ),
+    ("preference", {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "margin": "big"}, "got: 'big'"),
+    ("ranking", RANKING | {"ranking": [1], "completions": RANKING["completions"][:1]}, "at least 2"),
     ("hh", {"chosen": "Hi", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, "does not start with a turn"),
     (
         "hh",

@@ -94,6 +94,16 @@ def test_a_useless_judge() -> None:
     assert "tossing a coin" in said["sentence"]
 
 
+def test_a_judge_that_is_surely_wrong_is_not_called_a_coin() -> None:
+    turned = [replace(one, scores=tuple(-s for s in one.scores)) for one in judged(0.9)]
+    said = report_card(turned)["verdict"]
+    assert said["optimise"] is False
+    assert (
+        "it prefers the answers they rejected: are chosen and rejected swapped somewhere?" in said["sentence"]
+    )
+    assert "coin" not in " ".join([said["sentence"], *said["notes"]])
+
+
 def test_a_good_judge_has_a_budget_no_larger_than_the_stretch() -> None:
     said = report_card(judged(0.9))["verdict"]
     assert said["optimise"] is True

@@ -45,12 +45,15 @@ def records(draw: st.DrawFn) -> Ranking:
     k = draw(st.integers(2, 4))
     status = draw(st.sampled_from(["submitted", "skipped", "flagged"]))
     ranks = st.lists(st.integers(1, k), min_size=k, max_size=k).map(tuple)
+    given = draw(ranks if status == "submitted" else st.none() | ranks)
+    untied = k == 2 and given is not None and given[0] != given[1]
     return Ranking(
         id=draw(st.uuids()).hex,
         prompt=draw(messages),
         completions=tuple(draw(st.lists(candidates, min_size=k, max_size=k))),
-        ranking=draw(ranks if status == "submitted" else st.none() | ranks),
+        ranking=given,
         ratings=draw(st.none() | st.lists(ratings, min_size=k, max_size=k).map(tuple)),
+        margin=draw(st.none() | st.floats(0, 1e9)) if untied else None,
         correction=draw(st.none() | texts),
         annotator=draw(st.sampled_from(ANNOTATORS)),
         seconds=draw(st.none() | st.floats(0, 1e6)),

@@ -24,7 +24,7 @@ from bloomery.errors import BloomeryError, UsageError
 from bloomery.journey import diagnose as doctor
 from bloomery.journey.diagnose import CONDITIONS, Table, reference
 from bloomery.journey.diagnose.finding import Finding, condition, plain
-from bloomery.journey.diagnose.table import Column, columns_of, common_name
+from bloomery.journey.diagnose.table import LOOKED_AT, Column, columns_of, common_name
 from bloomery.stages import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -649,6 +649,69 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert (one.table.rows, one.findings) == (len(sft().rows), ())
 
 
+def test_a_last_line_without_a_newline_counts_where_it_is_whole(tmp_path: Path) -> None:
+    path = sick.lines(tmp_path / "m.jsonl", sft().rows)
+    path.write_text(path.read_text().rstrip("\n"))
+    assert doctor.diagnose(path)[0].table.rows == len(sft().rows)
+
+
+def test_columns_that_nobody_looks_at_are_not_called_healthy(tmp_path: Path) -> None:
+    path = sick.lines(tmp_path / "m.jsonl", [{"step": i, "foo": 1.0, "bar": "x"} for i in range(20)])
+    with pytest.raises(UsageError, match="no metric in this file") as refused:
+        doctor.diagnose(path)
+    assert "got: foo" in str(refused.value)
+
+
+def test_every_column_that_a_condition_asks_for_is_known() -> None:
+    asked = set[str]()
+
+    class Nosy(dict[str, Column]):
+        def __contains__(self, name: object) -> bool:
+            asked.add(str(name))
+            return super().__contains__(name)
+
+    makes = (base, sft, reward, ppo, sick.grpo, sick.prefer)
+    runs = [columns_of((row["step"], row) for row in make().rows) for make in makes]
+    for stage in ("pretrain", "sft", "reward", "process", "prefer", "ppo", "grpo", "rejection", "unknown"):
+        for columns in ({}, *runs):
+            doctor.examine(Table("run", stage, 60, Nosy(columns)))
+    assert len(asked) > 30
+    assert asked - {"timing/step_total", "objective/scores_std"} <= LOOKED_AT
+
+
+def test_numbers_written_as_text_are_numbers(tmp_path: Path) -> None:
+    rows = [{name: str(v) if name != "step" else v for name, v in row.items()} for row in sft().rows]
+    (one,) = doctor.diagnose(sick.lines(tmp_path / "m.jsonl", rows))
+    (plain_one,) = doctor.diagnose(sick.lines(tmp_path / "n.jsonl", sft().rows))
+    assert one.table.columns == plain_one.table.columns
+
+
+def test_online_kto_s_divergence_is_of_whole_answers() -> None:
+    def table(kl: float) -> Table:
+        values = {"kl": kl, "completions/mean_length": 20.0, "reward": 1.0, "loss": 0.5}
+        draw = [(i, {name: v * (1 + 0.01 * (i % 3)) for name, v in values.items()}) for i in range(40)]
+        return Table("run", "prefer_online", 40, columns_of(draw))
+
+    assert "kl-exploding" not in {one.condition for one in doctor.examine(table(15.0)).findings}
+    assert "kl-exploding" in {one.condition for one in doctor.examine(table(25.0)).findings}
+
+
+def test_process_reward_models_are_looked_at_as_well() -> None:
+    def table(loss: Callable[[float], float], held_out: float) -> Table:
+        rows = []
+        for i in range(60):
+            accuracy = {"accuracy": 0.6 + 0.3 * i / 59, "eval_accuracy": 0.85 - held_out * i / 59}
+            rows.append((i, {"loss": loss(i / 59), **accuracy}))
+        return Table("judge", "process", 60, columns_of(rows))
+
+    def found(one: Table) -> set[str]:
+        return {finding.condition for finding in doctor.examine(one).findings}
+
+    assert found(table(lambda at: 0.7 - 0.4 * at, 0.0)) == set()
+    assert "loss-diverging" in found(table(lambda at: 0.3 + 2 * at, 0.0))
+    assert found(table(lambda at: 0.7 - 0.4 * at, 0.2)) == {"preference-overfit"}
+
+
 # ------------------------------------------------------------------------------ reference curves
 
 
@@ -736,6 +799,9 @@ def test_the_command_on_a_healthy_and_a_sick_run(tmp_path: Path, capsys: pytest.
         assert word in said
     assert main(["diagnose", str(tmp_path / "nowhere")]) == 2
     assert "no such run" in capsys.readouterr().err
+    (tmp_path / "broken.jsonl").write_text('{"loss": 1.0}\n{"loss"\n')
+    assert main(["diagnose", str(tmp_path / "broken.jsonl"), "--json"]) == 2, "1 is for what is not healthy"
+    assert "broken.jsonl:2" in capsys.readouterr().err
     assert main(["diagnose", str(well), "--curves"]) == 0
     assert capsys.readouterr().out.count("normal") == 3
 

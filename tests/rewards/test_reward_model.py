@@ -7,6 +7,7 @@ import torch
 
 from bloomery.models.config import LlamaConfig
 from bloomery.models.llama import ScalarModel, init
+from bloomery.rewards import model as reward_model
 from bloomery.rewards.model import RewardModel, score_sequences, score_slates
 from bloomery.types import Completion, Message, Prompt, Rollout
 
@@ -65,3 +66,27 @@ def test_a_reward_model_scores_prompt_and_answer_together(model: ScalarModel) ->
     prompt = Prompt(id="p", messages=(Message(role="user", content="x"),))
     rollouts = [Rollout(prompt, (7, 8), Completion((9, 5), (0.0, 0.0), "stop"), "y")]
     assert RewardModel(model, 0)(rollouts) == pytest.approx([alone(model, [7, 8, 9, 5])], abs=1e-5)
+
+
+def test_an_answer_that_came_twice_is_read_once_and_has_one_score(
+    model: ScalarModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At another place of its row an equal answer's score would differ in the last bit."""
+    prompt, read = Prompt(id="p", messages=(Message(role="user", content="x"),)), list[int]()
+    real = reward_model.score_slates
+
+    def counted(model: ScalarModel, slates: list[list[tuple[int, ...]]], *rest: int) -> torch.Tensor:
+        read.append(sum(map(len, slates)))
+        return real(model, slates, *rest)
+
+    monkeypatch.setattr(reward_model, "score_slates", counted)
+    said = [(9, 5), (9, 9, 9, 5), (9, 5), (5,), (9, 5), (9, 9, 9, 5)]
+    rollouts = [Rollout(prompt, (7, 8), Completion(a, (0.0,) * len(a), "stop"), "y") for a in said]
+    other = [Rollout(prompt, (3, 4), Completion((9, 5), (0.0, 0.0), "stop"), "y")]
+    scores = RewardModel(model, 0)([*rollouts, *other, *rollouts])
+    assert read == [7], "three a prompt, as often as it is asked, and one of the other"
+    assert scores[0] == scores[2] == scores[4] == scores[7]
+    assert scores[1] == scores[5]
+    assert len(set(scores)) == 4
+    want = [alone(model, list(r.tokens)) for r in [*rollouts, *other, *rollouts]]
+    assert scores == pytest.approx(want, abs=1e-5)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bloomery.data.batches import pack_documents
 from bloomery.data.shards import Corpus
-from bloomery.errors import UsageError
+from bloomery.errors import DataError, UsageError
 from bloomery.infer.engine import Engine
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
@@ -744,12 +744,37 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(chat: Chat) -> None
     said: list[str] = []
     prompts = [Prompt(id=str(n), messages=tiny.user(" red" * n)) for n in range(1, 9)]
     # <|user|> ... <|end|> <|assistant|>: three tokens more than words
-    assert [p.id for p in online.fitting(prompts, chat, 8, said.append)] == ["1", "2", "3", "4", "5"]
+    assert [p.id for p in online.fitting(prompts, chat, 12, 4, said.append)] == ["1", "2", "3", "4", "5"]
     assert said == ["left out 3 of 8 prompts longer than 8 tokens"]
-    assert online.fitting(prompts, chat, 11, said.append) == prompts
+    assert online.fitting(prompts, chat, 15, 4, said.append) == prompts
     assert len(said) == 1
     with pytest.raises(UsageError, match="no prompt leaves room"):
-        online.fitting(prompts, chat, 3, said.append)
+        online.fitting(prompts, chat, 7, 4, said.append)
+    with pytest.raises(UsageError, match="max_tokens leaves no room") as refused:
+        online.fitting(prompts, chat, 64, 64, said.append)
+    assert "less than the model's context, 64 tokens" in str(refused.value)
+
+
+class Fixed:
+    """A reward whose opinion is given."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values, self.metrics = values, dict[str, float]()
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
+        return self.values
+
+
+@pytest.mark.parametrize("value", [1e20, -2e18])
+def test_a_score_whose_square_is_no_number_is_refused_and_says_how_to_cut_it(value: float) -> None:
+    asked = Prompt(id="p7", messages=tiny.user("red"))
+    said = [Rollout(asked, (1, 2), Completion((3,), (-0.5,), "stop"), "blue")]
+    with pytest.raises(DataError, match="too large to learn from") as refused:
+        online.score(Fixed([value]), said, recipe())
+    assert "prompt 'p7'" in str(refused.value)
+    assert "score_clip" in str(refused.value)
+    assert online.score(Fixed([value]), said, recipe(score_clip=5.0)) == [math.copysign(5.0, value)]
+    assert online.score(Fixed([1e17]), said, recipe()) == [1e17]
 
 
 def share_of_high_ids(model: Llama, chat: Chat, vocab: int) -> float:

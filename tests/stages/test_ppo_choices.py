@@ -111,8 +111,9 @@ def test_what_changes_nothing_is_said(place: Path, model_dir: Path) -> None:
         assert "k1 in the loss" in check(make(kl_in="loss", kl_estimator="k1"))[0]
         assert "kl_estimator" in check(make(kl_coef=0.0, kl_estimator="k2"))[0]
     make = partial(Ppo, reference=model_dir, **usual)
-    assert "no corpus" in ppo.without_effect(make(ptx_coef=1.0))[0]
+    assert "without each other" in ppo.without_effect(make(ptx_coef=1.0))[0]
     assert ppo.without_effect(make(ptx_coef=1.0, corpus=place)) == []
+    assert "without each other" in ppo.without_effect(make(corpus=place))[0]
 
 
 def test_what_makes_no_sense_is_refused(run: Run) -> None:

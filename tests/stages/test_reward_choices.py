@@ -235,6 +235,45 @@ def test_margins_are_the_weighted_ratings_lead(chat: Chat, model: ScalarModel) -
     assert found != pytest.approx(row_losses(recipe(), model, [slate], chat), rel=1e-3)
 
 
+LED = tiny.ranking("three", ("tea", "jam"), (2, 1), "dan", margin=1.5, ratings=rate((1, 1, 1), (4, 4, 4)))
+
+
+def test_a_margin_that_was_told_is_the_lead_whatever_the_ratings(chat: Chat, model: ScalarModel) -> None:
+    """Llama 2 (Touvron et al. 2023), equation 2, with the annotator's own m; by hand."""
+    (slate,) = make_slates([LED], chat, corrections=True)
+    tea, jam = alone(model, slate).tolist()
+    assert slate.leads == ((0.0, 1.5),)
+    for times in (0.0, 1.0, 0.4):
+        found = row_losses(recipe(loss_settings={"margin": times}), model, [slate], chat)
+        assert found == pytest.approx([math.log1p(math.exp(-(jam - tea - times * 1.5)))], rel=1e-4)
+
+
+def test_a_margin_holds_in_its_own_row_and_not_for_a_correction(chat: Chat, model: ScalarModel) -> None:
+    two = [
+        LED.model_copy(update={"correction": "plum"}),
+        tiny.ranking("three", ("tea", "jam"), (1, 2), "eve"),
+    ]
+    (slate,) = make_slates(two, chat, corrections=True)
+    assert slate.leads[0][:2] == (0.0, 1.5)
+    assert math.isnan(slate.leads[0][2])
+    assert all(map(math.isnan, slate.leads[1]))
+    assert slate.keep([0]).leads == slate.leads[:1]
+    assert lessons.put_together(slate).leads[0][:2] == (0.0, 1.5)
+    tea, jam, plum = alone(model, slate).tolist()
+    plain, led = (row_losses(recipe(loss_settings={"margin": m}), model, [slate], chat) for m in (0.0, 1.0))
+    assert led[1] == plain[1]
+    cost = [math.log1p(math.exp(-gap)) for gap in (jam - tea - 1.5, plum - tea, plum - jam)]
+    assert led[0] == pytest.approx(sum(cost) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "margin"), [((1, 2, 3), 1.0), ((1, 1), 1.0), ((1, 2), -0.5), ((1, 2), math.inf)]
+)
+def test_a_margin_of_no_pair_or_of_no_size_is_refused(ranks: tuple[int, ...], margin: float) -> None:
+    with pytest.raises(ValueError, match="margin"):
+        tiny.ranking("what", ABC[: len(ranks)], ranks, margin=margin)
+
+
 def test_a_ranking_counts_as_much_as_its_annotator(chat: Chat, model: ScalarModel) -> None:
     made = make_slates(SAID, chat, corrections=True)
     plain = row_losses(recipe(), model, made, chat)
@@ -269,12 +308,16 @@ def test_a_choice_that_there_is_not_is_refused(changed: dict[str, Any], message:
         reward.loss_named(recipe(**changed))
 
 
-def test_settings_that_change_nothing_are_named() -> None:
+def test_settings_that_change_nothing_are_named(chat: Chat) -> None:
     weights = {"helpful": 2.0}
-    assert len(list(reward.idle(recipe(weights=weights, center_on="pairs")))) == 2
+    rated, bare, led = (make_slates([r], chat, corrections=True) for r in (SAID[0], SAID[3], LED))
+    assert len(list(reward.idle(recipe(weights=weights, center_on="pairs"), rated))) == 2
     for changed in ({"head": "3h"}, {"loss": "squared"}, {"loss_settings": {"margin": 1.0}}):
-        assert list(reward.idle(recipe(weights=weights, **changed))) == []
-    assert list(reward.idle(recipe())) == []
+        assert list(reward.idle(recipe(weights=weights, **changed), rated)) == []
+    assert list(reward.idle(recipe(), bare)) == []
+    margin = recipe(loss_settings={"margin": 1.0})
+    assert "`margin` changes nothing" in next(reward.idle(margin, bare))
+    assert list(reward.idle(margin, led)) == list(reward.idle(margin, [*bare, *rated])) == []
 
 
 # ------------------------------------------------------------------------------ the stage

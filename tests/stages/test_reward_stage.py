@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from bloomery.data.batches import pack_documents
 from bloomery.data.convert import write
-from bloomery.errors import UsageError
+from bloomery.errors import DataError, UsageError
 from bloomery.lineage import digest_file
 from bloomery.models import hub, llama
 from bloomery.models.llama import ScalarModel
@@ -28,6 +28,7 @@ from bloomery.stages import reward
 from bloomery.stages.common import Optimiser, is_held_out
 from bloomery.stages.reward import RewardRecipe
 from bloomery.stages.slates import Slate, make_slates, prompt_id
+from bloomery.stages.zero import demonstrated
 from bloomery.text.chat import Chat
 from bloomery.types import Message, Policy, Ranking
 
@@ -83,7 +84,7 @@ def test_only_submitted_records_count(chat: Chat) -> None:
 
 
 def test_a_slate_cannot_hold_a_grade() -> None:
-    said = {"ranks", "annotators", "ratings", "weights", "strengths", "sources"}
+    said = {"ranks", "annotators", "ratings", "leads", "weights", "strengths", "sources"}
     assert set(Slate.__dataclass_fields__) == {"id", "texts", "sequences"} | said
 
 
@@ -180,7 +181,12 @@ def test_held_out_accuracy_counts_every_untied_pair(chat: Chat, model: ScalarMod
     slates = make_slates(SAID, chat, corrections=True)
     got = reward.held_out_accuracy(model, slates, chat.tokenizer.pad_id, torch.ones(3) / 3)
     assert total == 6 + 2 + 6 + 1 + 9 + 10
-    assert got == pytest.approx(right / total)
+    assert got == {"eval_accuracy": pytest.approx(right / total)}
+
+
+def test_where_all_is_tied_there_is_no_accuracy(chat: Chat, model: ScalarModel) -> None:
+    slates = make_slates([SAID[-1]], chat, corrections=True)
+    assert reward.held_out_accuracy(model, slates, chat.tokenizer.pad_id, torch.ones(3) / 3) == {}
 
 
 # ------------------------------------------------------------------------------ the stage
@@ -426,6 +432,25 @@ def test_gold_of_several_rounds_is_put_together(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "grades": {}},
+        {"prompt": "p", "kind": "fact", "grades": ["a"]},
+        {"prompt": "p", "kind": "fact", "grades": {"a": 1.0}},
+        {"prompt": "p", "kind": "fact", "grades": {"a": {"grade": "right"}}},
+    ],
+)
+def test_gold_that_is_none_is_refused_before_training(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any]
+) -> None:
+    right = {"prompt": "q", "kind": "fact", "grades": {"a": {"grade": "right", "reward": 1.0}}}
+    gold = tiny.write_lines(tmp_path / "gold.jsonl", [right, row])
+    monkeypatch.delattr(reward.update, "apply")
+    with pytest.raises(DataError, match=r"gold\.jsonl:2: this line holds no verdict of the oracle"):
+        train(model_dir, [save(SAID, tmp_path / "rankings.jsonl")], tmp_path / "out", gold=[gold])
+
+
 def test_demonstrations_score_zero_on_average(chat: Chat, model_dir: Path, tmp_path: Path) -> None:
     talks = [
         [*tiny.user(q), Message(role="assistant", content=a)] for q, a in zip(ABC, ABC[::-1], strict=True)
@@ -443,6 +468,23 @@ def test_demonstrations_score_zero_on_average(chat: Chat, model_dir: Path, tmp_p
         mean[name] = sum(scores) / len(scores)
     assert mean["shifted"] == pytest.approx(0.0, abs=1e-5)
     assert abs(mean["plain"]) > 0.01
+
+
+def test_demonstrations_that_cannot_be_read_or_do_not_fit_are_counted_or_refused(
+    model_dir: Path, tmp_path: Path, chat: Chat
+) -> None:
+    def talk(answer: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": answer}]}
+
+    rows = [{"id": "a", **talk("two")}, {"id": "b", **talk("two " * 70)}, {"id": "c", "messages": []}]
+    shown, said = tiny.write_lines(tmp_path / "shown.jsonl", rows), list[str]()
+    (only,) = demonstrated(shown, chat, 64, "skip", said.append)
+    assert only == chat.render([*tiny.user("one"), Message(role="assistant", content="two")]).tokens
+    assert said[0].startswith("skipped 1 bad rows of 3; the first: ")
+    assert said[1:] == ["left out 1 of 2 demonstrations beyond the context"]
+    with pytest.raises(DataError, match=r"shown\.jsonl:3"):
+        demonstrated(shown, chat, 64, "error", said.append)
+    assert demonstrated(None, chat, 64, "error", said.append) == []
 
 
 def test_demonstrations_of_which_none_fits_are_refused_before_training(

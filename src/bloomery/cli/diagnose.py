@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bloomery.cli.show import console
+from bloomery.errors import BloomeryError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,10 +26,12 @@ SHOWN = {
     "pretrain": ("loss", "val/bpb", "grad_norm"),
     "sft": ("loss", "eval_loss", "grad_norm"),
     "reward": ("loss", "accuracy", "eval_accuracy"),
+    "process": ("loss", "accuracy", "eval_accuracy"),
     "prefer": ("loss", "accuracy", "eval_accuracy", "rewards/margins"),
     "ppo": ("reward", "gold/graded_reward", "objective/kl", "entropy", "explained_variance"),
     "grpo": ("reward", "gold/graded_reward", "kl", "entropy", "completions/mean_length"),
     "prefer_online": ("reward", "gold/graded_reward", "loss", "rewards/margins", "completions/mean_length"),
+    "rejection": ("reward", "gold/graded_reward", "objective/kl", "loss", "completions/mean_length"),
     "unknown": ("loss", "reward"),
 }
 
@@ -53,7 +56,11 @@ def diagnose(
     """Say what is healthy and what is not, with the numbers and what to try; exit code 1 where it is not."""
     from bloomery.journey import diagnose as doctor
 
-    found = doctor.diagnose(run)
+    try:
+        found = doctor.diagnose(run)
+    except BloomeryError as error:
+        error.exit_code = UsageError.exit_code  # 1 says that the run is not healthy
+        raise
     healthy = not any(one.findings for one in found)
     if as_json:
         stages = [_plain(one) for one in found]

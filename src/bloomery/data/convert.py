@@ -101,6 +101,7 @@ def _preference(record: AnyRecord, left_out: Counter[str]) -> Iterator[Columns]:
             "prompt": _plain(ranking.prompt),
             "chosen": _plain(winner),
             "rejected": _plain(loser),
+            **({} if ranking.margin is None else {"margin": ranking.margin}),
         }
 
 

@@ -160,7 +160,7 @@ def _unpaired(row: Row) -> Judgement:
 @_format(
     "preference",
     "chosen rejected",
-    "prompt",
+    "prompt margin",
     never_with="instruction conversations",
     says=lambda columns: "prompt" in columns or not is_transcript(columns["chosen"]),
 )
@@ -177,6 +177,7 @@ def _preference(row: Row) -> Ranking:
 @_format(
     "hh",
     "chosen rejected",
+    "margin",
     never_with="prompt instruction conversations",
     says=lambda columns: is_transcript(columns["chosen"]),
 )
@@ -190,7 +191,7 @@ def _alpaca(row: Row) -> Conversation:
     return Conversation(id=row.id, messages=(*_alpaca_prompt(row), answer))
 
 
-@_format("alpaca-preference", "instruction chosen rejected", "input system history output")
+@_format("alpaca-preference", "instruction chosen rejected", "input system history output margin")
 def _alpaca_preference(row: Row) -> Ranking:
     chosen, rejected = ((Message(role="assistant", content=text(row, k)),) for k in ("chosen", "rejected"))
     return pair(row, _alpaca_prompt(row), chosen, rejected)
@@ -201,7 +202,7 @@ def _sharegpt(row: Row) -> Conversation:
     return Conversation(id=row.id, messages=_sharegpt_turns(row))
 
 
-@_format("sharegpt-preference", "conversations chosen rejected", "system")
+@_format("sharegpt-preference", "conversations chosen rejected", "system margin")
 def _sharegpt_preference(row: Row) -> Ranking:
     return pair(row, _sharegpt_turns(row), _sharegpt_answer(row, "chosen"), _sharegpt_answer(row, "rejected"))
 
@@ -298,8 +299,16 @@ def _record(kind: type[R], row: Row) -> R:
             raise DataError(
                 f"unknown key '{key}'{nearest(key, kind.model_fields)}", where=row.where
             ) from None
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "too_short":
+            raise DataError(
+                f"'{key}' holds too few",
+                where=row.where,
+                got=first["ctx"]["actual_length"],
+                expected=f"at least {first['ctx']['min_length']}",
+            ) from None
         raise DataError(
-            f"'{key}': {first['msg'][:1].lower()}{first['msg'][1:]}" if key else first["msg"],
+            f"'{key}': {said[:1].lower()}{said[1:]}" if key else said,
             where=row.where,
             got=clip(repr(first["input"]), 80) if key else None,
         ) from None

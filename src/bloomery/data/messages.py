@@ -143,18 +143,28 @@ def after_prompt(prompt: Messages, answer: Messages) -> Messages:
 
 
 def pair(row: Row, prompt: Messages, chosen: Messages, rejected: Messages) -> Ranking:
-    """A preference of one answer over another, as a ranking of two.
+    """A preference of one answer over another, as a ranking of two, with the row's `margin` if it has one.
 
-    Raises `DataError` where there is no prompt, an answer does not end with the assistant, or both are equal.
+    Raises `DataError` where there is no prompt, an answer does not end with the assistant, both are equal, or
+    the margin is no number from 0 on.
     """
     _require_turns(row, prompt, chosen=chosen, rejected=rejected)
     if chosen == rejected:
         raise DataError("chosen and rejected are the same", where=row.where, got=chosen[-1].content)
+    margin = row.columns.get("margin")
+    if margin is not None and (type(margin) not in (int, float) or margin < 0):
+        raise DataError(
+            "'margin' does not say by how much the chosen answer is better",
+            where=row.where,
+            got=repr(margin),
+            expected="a number from 0 on, or null",
+        )
     return Ranking(
         id=row.id,
         prompt=prompt,
         completions=tuple(Candidate(messages=m, policy=Policy(id="unknown")) for m in (chosen, rejected)),
         ranking=(1, 2),
+        margin=margin,
         annotator=Annotator(id="unknown", kind="human"),
         created_at="unknown",
     )

@@ -170,6 +170,8 @@ def _reach(found: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _coin(card: Mapping[str, Any]) -> str | None:
+    if card["high"] < 0.5:
+        return "that is, it prefers the answers they rejected: are chosen and rejected swapped somewhere?"
     return "which cannot be told from tossing a coin" if card["low"] <= 0.5 else None
 
 
@@ -209,7 +211,7 @@ def notes(card: Mapping[str, Any]) -> list[str]:
             "only such: whether it tells those apart was not measured."
         )
     else:
-        doubt = ", which cannot be told from a coin" if alone["low"] <= 0.5 else ""
+        doubt = ", which cannot be told from a coin" if alone["low"] <= 0.5 <= alone["high"] else ""
         found.append(
             "Between two answers of one source, and an optimised policy gives only such, it is right in "
             f"{percent(alone)} of {alone['num_pairs']:,}{doubt}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bloomery.errors import DataError
+from bloomery.data.rows import parse_row, read_lines, text_of
+from bloomery.errors import DataError, clip
 from bloomery.evals import budget
 from bloomery.evals.comparisons import (
     Comparison,
@@ -32,19 +32,40 @@ from bloomery.evals.comparisons import (
 )
 
 Gold = Mapping[str, Mapping[str, Any]]
-"""Prompt id -> {"kind": str, "grades": {answer text: grade}}, from the oracle."""
+"""Prompt id -> {"kind": str, "grades": {answer text: {"grade", "reward"}}}, from the oracle."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def read_gold(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The oracle's grades by prompt; the same prompt in several rounds has its answers put together."""
+    """The oracle's grades by prompt; the same prompt in several rounds has its answers put together.
+
+    Raises `DataError` naming file:line for a line that holds none.
+    """
     gold: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line:
-                entry = json.loads(line)
-                known = gold.setdefault(entry["prompt"], {"kind": entry["kind"], "grades": {}})
-                known["grades"] |= entry["grades"]
+        for line in read_lines(path):
+            where = f"{path}:{line.number}"
+            if not (text := text_of(line, path)).strip():
+                continue
+            row = parse_row(text, where)
+            prompt, kind, grades = row.get("prompt"), row.get("kind"), row.get("grades")
+            if (
+                not isinstance(prompt, str)
+                or not isinstance(kind, str)
+                or not isinstance(grades, dict)
+                or not all(
+                    isinstance(one, dict) and {"grade", "reward"} <= one.keys() for one in grades.values()
+                )
+            ):
+                raise DataError(
+                    "this line holds no verdict of the oracle",
+                    where=where,
+                    got=clip(text, 80),
+                    expected='{"prompt": id, "kind": str, "grades": {answer: {"grade": str, "reward": 1.0}}}',
+                    do="give the gold.jsonl of `bloomery label simulate`",
+                )
+            known = gold.setdefault(prompt, {"kind": kind, "grades": {}})
+            known["grades"] |= grades
     return gold
 
 

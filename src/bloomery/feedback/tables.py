@@ -122,6 +122,7 @@ submission = Table(
     Column("guideline_version", Text),
     Column("comment", Text),
     Column("created_at", Text, nullable=False),
+    Column("margin", Exact),
     UniqueConstraint("project", "id", name="submission_id_once"),
     UniqueConstraint("project", "token", name="submission_token_once"),
     Index("submission_by_prompt", "prompt", "annotator"),

@@ -94,6 +94,7 @@ def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
     return {
         **one.model_dump(),
         "accuracy": {key: card.get(key) for key in ("accuracy", "low", "high")},
+        "budget": card.get("verdict", {}).get("kl"),
         "runs": runs,
         "smooth": {"d": line.tolist()} | {name: curve.tolist() for name, curve in smooth.items()},
         "peak": peak | {"reached": at < POINTS - 1},

@@ -52,6 +52,9 @@ class Steps:
         tree = settings.model_dump() | inputs
         if "seed" in schema.model_fields:
             tree["seed"] = self.seed if seed is None else seed
+        coefs = [tree.get("ptx_coef"), tree.get("replay", {}).get("coef")]
+        if 0 in coefs and "corpus" in tree:
+            tree["corpus"] = None  # what is not read is no part of the lineage
         try:
             self.steps.append(Step(name, stage, schema.model_validate(tree)))
         except ValidationError as error:

@@ -277,7 +277,7 @@ def _check_kind(tree: dict[str, Any], architectures: dict[Kind, str], kind: Kind
             got=", ".join(named),
             expected=architectures[kind],
             where=directory / "config.json",
-            do="ScalarModel.from_causal starts a scalar model from a causal one"
+            do="`bloomery reward` makes a reward model of it (in code: ScalarModel.from_causal)"
             if kind == "scalar"
             else None,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
@@ -69,6 +69,10 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        slates = [[r.tokens for r in same] for _, same in groupby(rollouts, key=lambda r: r.prompt_tokens)]
-        scores: list[float] = score_slates(self.model, slates, self.pad_id).tolist()
-        return scores
+        # Its place in a row moves the last bit of a score, so an answer that came twice is read once: equal
+        # answers are not to differ by a rounding, which group advantages and pairs would magnify.
+        prompts = groupby(rollouts, key=lambda r: r.prompt_tokens)
+        slates = [list(dict.fromkeys(r.tokens for r in same)) for _, same in prompts]
+        scores = score_slates(self.model, slates, self.pad_id).tolist()
+        found = dict(zip(chain.from_iterable(slates), scores, strict=True))
+        return [found[r.tokens] for r in rollouts]

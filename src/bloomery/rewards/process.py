@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
@@ -116,9 +116,11 @@ class ProcessReward:
         some = [a for a in found if a.ends]
         if not some:
             return [None] * len(found)
-        slates = [list(same) for _, same in groupby(some, key=lambda a: a.tokens[: a.prompt])]
-        pooled = iter(self.pool(*read_steps(self.model, slates, self.tokenizer.pad_id)).tolist())
-        return [next(pooled) if a.ends else None for a in found]
+        # The same answer has the same score to the last bit: see RewardModel.
+        slates = [list(dict.fromkeys(same)) for _, same in groupby(some, key=lambda a: a.tokens[: a.prompt])]
+        pooled = self.pool(*read_steps(self.model, slates, self.tokenizer.pad_id)).tolist()
+        worth = dict(zip(chain.from_iterable(slates), pooled, strict=True))
+        return [worth[a] if a.ends else None for a in found]
 
     def _stepped(self, rollout: Rollout) -> Stepped:
         start = len(rollout.prompt_tokens)

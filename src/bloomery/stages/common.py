@@ -140,8 +140,10 @@ class Replay(Section):
     length: int | None = Field(None, ge=2)
     """Tokens of a row; the model's context when not given."""
 
-    def open(self, corpus: Path | None, tokenizer: Tokenizer) -> Corpus | None:
-        """The text, if there is some and it weighs anything."""
+    def open(self, corpus: Path | None, tokenizer: Tokenizer, say: Callable[[str], None]) -> Corpus | None:
+        """The text, if there is some and it weighs anything; says so where it weighs nothing."""
+        if corpus is not None and self.coef == 0:
+            say("corpus changes nothing: replay.coef is 0")
         return Corpus.open(corpus, tokenizer) if corpus is not None and self.coef > 0 else None
 
     def text(self, model: Llama, corpus: Corpus, seed: int, step: int) -> TokenBatch:

@@ -69,14 +69,17 @@ def run(recipe: EvaluateReward, out: Path) -> None:
         tools = Tools(Chat(Tokenizer.load(recipe.models[0])), precision.device())
         models = [reward_model(path, tools).model for path in recipe.models]
         rankings = read_all(read_rankings, recipe.rankings, recipe.on_bad_row, run.line)
+        gold, kinds = read_gold(recipe.gold), categories(recipe, run)
         slates = make_slates(rankings, tools.chat, recipe.use_corrections)
         fit = within(slates, min(m.config.max_position_embeddings for m in models), run.line)
         held_out = [s for s in fit if is_held_out(s.id, share)]
         if not held_out:
             raise UsageError(
                 "no comparison is held out",
-                got=f"{len(fit)} prompts, of which a share of {share} is held out",
-                do="give more rankings, or a larger held_out",
+                got=f"{len(slates)} prompts, {len(fit)} within the context, a share of {share} held out",
+                do="give more rankings, or a larger held_out"
+                if fit or not slates
+                else "give shorter prompts and answers, or a model with a longer context",
             )
         num = sum(len(s.texts) for s in held_out)
         run.line(f"scoring {num} answers to {len(held_out)} of {len(fit)} prompts")
@@ -86,13 +89,12 @@ def run(recipe: EvaluateReward, out: Path) -> None:
             members = np.array([score_slates(m, sequences, pad, most).tolist() for m in models])
         pooled = pools[recipe.pool](members).tolist() if len(models) > 1 else members[0].tolist()
         seen = [s.judged([0.0] * len(s.texts)) for s in fit if not is_held_out(s.id, share)]
-        kinds = categories(recipe, run)
         card: dict[str, Any] = {
             "format": FORMAT,
             "models": [digest_path(path) for path in recipe.models],
             "held_out": share,
             "disagreement": float(members.std(axis=0).mean()) if len(models) > 1 else None,
-        } | report_card(dealt(held_out, pooled), seen, read_gold(recipe.gold), kinds)
+        } | report_card(dealt(held_out, pooled), seen, gold, kinds)
         write_json(out / "evaluation.json", card)
         run.finish(data=[{"source": str(p)} for p in recipe.rankings], people=count_people(rankings))
 

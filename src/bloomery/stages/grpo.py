@@ -152,7 +152,7 @@ def look_back(
     groups = (-1, recipe.samples, mask.shape[1])
     estimate = advantage_estimators.bind(recipe.advantage, recipe.advantage_settings)
     advantages = estimate(rewards.view(groups), mask.view(groups)).view(mask.shape)
-    constant = constant_groups(rewards.sum(1).view(-1, recipe.samples))
+    constant = constant_groups(scores.view(-1, recipe.samples))
     metrics = {
         "reward": float(scores.mean()),
         "reward_std": float(scores.std(unbiased=False)),

@@ -57,7 +57,7 @@ def with_ratings(slates: Sequence[Slate], need: int, say: Callable[[str], None])
 
 def put_together(slate: Slate) -> Slate:
     """All annotators of a slate as one row: Bradley-Terry strengths, the ranking they amount to, and the mean
-    of the ratings."""
+    ratings and leads."""
     found = strengths(slate.ranks)
     ratings = torch.tensor(slate.ratings).nanmean(0).tolist()
     return replace(
@@ -65,6 +65,7 @@ def put_together(slate: Slate) -> Slate:
         ranks=(ranks_of(found),),
         annotators=("all",),
         ratings=(tuple(UNRATED if r[0] != r[0] else tuple(r) for r in ratings),),
+        leads=(tuple(torch.tensor(slate.leads).nanmean(0).tolist()),) if slate.leads else (),
         weights=(),
         strengths=found,
     )

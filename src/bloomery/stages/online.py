@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bloomery.data.loader import batch_indices
 from bloomery.data.sources import OnBadRow, read_prompts
-from bloomery.errors import UsageError
+from bloomery.errors import DataError, UsageError
 from bloomery.models import hub
 from bloomery.models.llama import Llama, ScalarModel
 from bloomery.models.lora import Bare
@@ -31,6 +31,8 @@ from bloomery.text.chat import Chat
 from bloomery.types import Prompt, Reward, Rollout
 from bloomery.world import Oracle, read_questions, read_world
 
+LARGEST = 1e18
+"""Of a score; the square of what is ten times as large is no float32."""
 CHECKED_ROWS = 8
 """Answers of a step whose log-probs are computed again, to see that sampler and trainer agree."""
 
@@ -122,7 +124,7 @@ class Sampler:
         self.watch = watching(recipe.watch, tools)
         if prompts is None:
             prompts = read_all(read_prompts, recipe.prompts, recipe.on_bad_row, say)
-        self.prompts = fitting(prompts, chat, actor.config.max_position_embeddings - recipe.max_tokens, say)
+        self.prompts = fitting(prompts, chat, actor.config.max_position_embeddings, recipe.max_tokens, say)
         self.gold = gold_grades(recipe.world)
         stop, pad = chat.tokenizer.end_id, chat.tokenizer.pad_id
         how = compute or Compute()
@@ -175,13 +177,27 @@ class Laps:
         }
 
 
-def fitting(prompts: list[Prompt], chat: Chat, limit: int, say: Callable[[str], None]) -> list[Prompt]:
-    """The prompts that leave room for an answer; says how many do not."""
+def fitting(
+    prompts: list[Prompt], chat: Chat, context: int, max_tokens: int, say: Callable[[str], None]
+) -> list[Prompt]:
+    """The prompts that leave room for an answer of `max_tokens`; says how many do not."""
+    limit = context - max_tokens
+    if limit < 1:
+        raise UsageError(
+            "max_tokens leaves no room for a prompt",
+            got=f"max_tokens {max_tokens}",
+            expected=f"less than the model's context, {context} tokens",
+        )
     fit = [p for p in prompts if len(chat.prompt(p.messages)) <= limit]
     if len(fit) < len(prompts):
         say(f"left out {len(prompts) - len(fit)} of {len(prompts)} prompts longer than {limit} tokens")
     if not fit:
-        raise UsageError("no prompt leaves room for an answer", expected=f"prompts of at most {limit} tokens")
+        raise UsageError(
+            "no prompt leaves room for an answer",
+            got=f"{len(prompts)} prompts",
+            expected=f"some of at most {limit} tokens: the context of {context} less max_tokens",
+            do="give shorter prompts, or lower max_tokens",
+        )
     return fit
 
 
@@ -212,13 +228,25 @@ def gold_grades(world: Path | None) -> Callable[[Sequence[Rollout]], dict[str, f
 
 
 def score(judge: Reward, rollouts: Sequence[Rollout], recipe: Asking) -> list[float]:
-    """What the reward says, clipped, less the penalty of an answer that was cut off."""
+    """What the reward says, clipped, less the penalty of an answer that was cut off.
+
+    Raises `DataError` for a score that is too large to learn from.
+    """
     found = judge(rollouts)
     limit = recipe.score_clip or float("inf")
-    return [
+    scores = [
         min(max(s, -limit), limit) - recipe.missing_eos_penalty * (r.completion.finish_reason == "length")
         for s, r in zip(found, rollouts, strict=True)
     ]
+    for value, rollout in zip(scores, rollouts, strict=True):
+        if abs(value) > LARGEST:
+            raise DataError(
+                "a score is too large to learn from",
+                got=f"{value:g} for an answer to prompt '{rollout.prompt.id}'",
+                expected=f"at most {LARGEST:g} in size, so that its square is a number of 32 bits",
+                do="cut it off: score_clip, or the `clip` of a source in rewards",
+            )
+    return scores
 
 
 def of_answers(rollouts: Sequence[Rollout]) -> dict[str, float]:

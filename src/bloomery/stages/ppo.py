@@ -160,8 +160,8 @@ def run(recipe: Ppo, out: Path) -> None:
 
 def without_effect(recipe: Ppo) -> list[str]:
     """What is set and changes nothing in this run."""
-    useless = recipe.ptx_coef > 0 and recipe.corpus is None
-    said = ["ptx_coef changes nothing: there is no corpus"] if useless else []
+    alone = (recipe.ptx_coef > 0) != (recipe.corpus is not None)
+    said = ["ptx_coef and corpus change nothing without each other"] if alone else []
     return said + leash.without_effect(recipe)
 
 

@@ -107,7 +107,7 @@ def run(recipe: Rejection, out: Path) -> None:
         recipe.compute.prepare(actor)
         sampler = Ahead(recipe, actor, chat, run, recipe.samples)
         reference = frozen(recipe.reference or recipe.policy, recipe, actor)
-        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer)
+        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer, run.line)
         optimizer = recipe.optimiser.over(actor)
         run.track(actor=learning, optimizer=optimizer, **sampler.kept)
         learner = Learner(actor, corpus, optimizer, run.guard, context, chat.tokenizer.pad_id)

@@ -130,15 +130,16 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             model = ScalarModel.from_causal(reader, seed=recipe.seed).to(device)
         # The language model that replays text reads with the trunk that is being trained.
         reader.to(device).model = model.model
-        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer)
+        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer, run.line)
         rankings = read_all(read_rankings, recipe.rankings, recipe.on_bad_row, run.line)
+        gold = read_gold(recipe.gold)
         slates = make_slates(rankings, chat, recipe.use_corrections)
         limit = model.config.max_position_embeddings
         training, held_out = split(slates, limit, recipe.held_out, run.line)
-        shown = demonstrated(recipe.demonstrations, chat, limit) if recipe.demonstrations else []
-        for line in idle(recipe):
-            run.line(line)
+        shown = demonstrated(recipe.demonstrations, chat, limit, recipe.on_bad_row, run.line)
         taught, people = lessons(training, rankings, recipe.combine, num_rated(recipe), run.line)
+        for line in idle(recipe, taught):
+            run.line(line)
         begin_at_the_mean(recipe, model, taught, shares)
         learning = tune(model, base=recipe.start or recipe.model, lora=recipe.lora, seed=recipe.seed)
         recipe.compute.prepare(model)
@@ -170,7 +171,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             metrics |= {"learning_rate": lr, "epoch": (step + 1) * recipe.batch / len(taught)}
             metrics |= recipe.compute.timing()
             if held_out and ((step + 1) % recipe.evaluate_every == 0 or step + 1 == total):
-                metrics["eval_accuracy"] = held_out_accuracy(model, held_out, chat.tokenizer.pad_id, shares)
+                metrics |= held_out_accuracy(model, held_out, chat.tokenizer.pad_id, shares)
             run.log(step, metrics)
         if recipe.head == "3h":
             fold(model, shares)
@@ -178,7 +179,7 @@ def run(recipe: RewardRecipe, out: Path) -> None:
             shift_to_zero(model, shown, chat.tokenizer.pad_id)
         found = scored(model, held_out, chat.tokenizer.pad_id)
         seen = [s.judged([0.0] * len(s.texts)) for s in training]
-        card = report_card(found, seen, read_gold(recipe.gold))
+        card = report_card(found, seen, gold)
         if people:
             card["annotators"] = {who: asdict(one) for who, one in people.items()}
         (out / "evaluation.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -213,18 +214,20 @@ def loss_named(recipe: RewardRecipe) -> Loss:
     def of_rankings(scores: Tensor, ranks: Tensor, mask: Tensor, said: Told) -> Tensor:
         if scores.ndim == 3:
             return by_head(ranked, scores, said.ratings, said.rated)
-        return ranked(scores, Wanted(ranks, mask, said.strengths, said.ratings @ shares.to(said.ratings)))
+        return ranked(scores, Wanted(ranks, mask, said.strengths, said.worth(shares)))
 
     return of_rankings
 
 
-def idle(recipe: RewardRecipe) -> Iterator[str]:
+def idle(recipe: RewardRecipe, taught: Sequence[Slate]) -> Iterator[str]:
     """What is set in the recipe and changes nothing in this run."""
     rated = recipe.head == "3h" or recipe.loss in rating_losses or recipe.loss_settings.get("margin")
     if recipe.weights != Weights() and not rated:
         yield "`weights` change nothing: rankings are learnt from, without margins"
     if recipe.center_on == "pairs" and recipe.center == 0:
         yield "`center_on` changes nothing: `center` is 0"
+    if recipe.loss_settings.get("margin") and not any(s.measured for s in taught):
+        yield "`margin` changes nothing: no answers are rated, and no ranking says by how much"
 
 
 def overall(scores: Tensor, shares: Tensor) -> Tensor:
@@ -290,8 +293,7 @@ def backward(
     losses, drifts, given, right, pairs, lead = (torch.cat(part) for part in zip(*seen, strict=True))
     metrics = {
         "loss": float(losses.mean()),
-        "accuracy": float(right.sum() / pairs.sum().clamp(min=1)),
-        "margin": float(lead.sum() / pairs.sum().clamp(min=1)),
+        **of_pairs(pairs, accuracy=right, margin=lead),
         "min_reward": float(given.min()),
         "mean_reward": float(given.mean()),
         "max_reward": float(given.max()),
@@ -332,8 +334,16 @@ def scored(model: ScalarModel, slates: Sequence[Slate], pad_id: int) -> list[Sco
 
 
 @torch.no_grad()
-def held_out_accuracy(model: ScalarModel, slates: Sequence[Slate], pad_id: int, shares: Tensor) -> float:
+def held_out_accuracy(
+    model: ScalarModel, slates: Sequence[Slate], pad_id: int, shares: Tensor
+) -> dict[str, float]:
     """Share of the held-out rankings' untied pairs that the model orders as the annotator did."""
     scores, ranks, mask = forward(model, slates, pad_id)
     right, pairs = pair_accuracy(overall(scores, shares), ranks, mask)
-    return float(right.sum() / pairs.sum().clamp(min=1))
+    return of_pairs(pairs, eval_accuracy=right)
+
+
+def of_pairs(pairs: Tensor, **sums: Tensor) -> dict[str, float]:
+    """Means over untied pairs, from what each ranking has of them `[G]`; nothing where all are ties."""
+    num = pairs.sum()
+    return {name: float(found.sum() / num) for name, found in sums.items()} if num else {}

@@ -81,7 +81,7 @@ def run(recipe: Sft, out: Path) -> None:
         fit = rendered(conversations, chat, model.config.max_position_embeddings, run.line)
         held_out = [e for name, e in fit if is_held_out(name, recipe.held_out)]
         training = [(name, e) for name, e in fit if not is_held_out(name, recipe.held_out)]
-        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer)
+        corpus = recipe.replay.open(recipe.corpus, chat.tokenizer, run.line)
         learning = part_of(model, recipe, chat, [e for _, e in training])
         optimizer = recipe.optimiser.over(model)
         run.track(model=learning, optimizer=optimizer)

@@ -21,7 +21,8 @@ from bloomery.types import Message, Ranking, Rating
 # The three H of a rating, as one row of numbers.
 HEADS = ("helpful", "honest", "harmless")
 Rated = tuple[float, ...]
-UNRATED: Rated = (float("nan"),) * len(HEADS)
+UNKNOWN = float("nan")
+UNRATED: Rated = (UNKNOWN,) * len(HEADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ class Slate:
     """One prompt's answers as token sequences, and what each annotator said of them.
 
     `ranks[a][k]` is annotator `a`'s rank of answer `k`, 0 where that annotator did not see it
-    (another one's correction); `ratings[a][k]` the three H, NaN where it was not rated. `weights[a]` is what
-    the ranking counts, 1 on average. With `strengths` the one row is what all annotators said together.
+    (another one's correction); `ratings[a][k]` the three H, NaN where it was not rated; `leads[a][k]` how far
+    it is before the worse of two, NaN where nobody said. `weights[a]` is what the ranking counts, 1 on
+    average. With `strengths` the one row is what all annotators said together.
     `sources[k]` wrote the answer.
     """
 
@@ -40,6 +42,7 @@ class Slate:
     ranks: tuple[tuple[int, ...], ...]
     annotators: tuple[str, ...] = ()
     ratings: tuple[tuple[Rated, ...], ...] = ()
+    leads: tuple[tuple[float, ...], ...] = ()
     weights: tuple[float, ...] = ()
     strengths: tuple[float, ...] = ()
     sources: tuple[str, ...] = ()
@@ -49,6 +52,12 @@ class Slate:
         """Tokens of the longest answer with its prompt."""
         return max(map(len, self.sequences))
 
+    @property
+    def measured(self) -> bool:
+        """Whether somebody said how much better an answer is than another, and not only that it is."""
+        rows = (*self.leads, *((rated[0] for rated in row) for row in self.ratings))
+        return any(one == one for row in rows for one in row)
+
     def keep(self, rows: Sequence[int]) -> Slate:
         """The slate with only these rows."""
         return replace(
@@ -56,6 +65,7 @@ class Slate:
             ranks=tuple(self.ranks[a] for a in rows),
             annotators=tuple(self.annotators[a] for a in rows),
             ratings=tuple(self.ratings[a] for a in rows),
+            leads=tuple(self.leads[a] for a in rows if self.leads),
             weights=tuple(self.weights[a] for a in rows if self.weights),
         )
 
@@ -78,10 +88,11 @@ S = TypeVar("S", bound=Compared)
 
 
 class Told(NamedTuple):
-    """What slates' rows say beside their ranks: ratings `[G, K, 3]`, NaN where there is none; weights `[G]`;
-    strengths `[G, K]`, where rows were put together."""
+    """What slates' rows say beside their ranks: ratings `[G, K, 3]` and leads `[G, K]`, NaN where there is
+    none; weights `[G]`; strengths `[G, K]`, where rows were put together."""
 
     ratings: Tensor
+    leads: Tensor
     weights: Tensor
     strengths: Tensor | None
 
@@ -89,6 +100,10 @@ class Told(NamedTuple):
     def rated(self) -> Tensor:
         """`[G, K]`, True where an answer was rated."""
         return ~self.ratings[..., 0].isnan()
+
+    def worth(self, shares: Tensor) -> Tensor:
+        """`[G, K]`, what margins are made of: leads where told, else the ratings by `shares` `[3]`."""
+        return torch.where(self.leads.isnan(), self.ratings @ shares.to(self.ratings), self.leads)
 
 
 def make_slates(rankings: Iterable[Ranking], chat: Chat, corrections: bool) -> list[Slate]:
@@ -119,6 +134,7 @@ def make_slate(group: Sequence[Ranking], chat: Chat, corrections: bool) -> Slate
         ranks=tuple(tuple(row.get(k, 0) for k in range(len(answers))) for row in rows),
         annotators=tuple(r.annotator.id for r in group),
         ratings=tuple(_rated(r.ratings, len(answers)) for r in group),
+        leads=tuple(_leads(r, len(answers)) for r in group),
         sources=(*written, *["correction"] * (len(answers) - len(written))),
     )
 
@@ -127,6 +143,15 @@ def _rated(ratings: Sequence[Rating | None] | None, num: int) -> tuple[Rated, ..
     """A correction is ranked, never rated."""
     found = [UNRATED if r is None else tuple(float(getattr(r, h)) for h in HEADS) for r in ratings or ()]
     return (*found, *[UNRATED] * (num - len(found)))
+
+
+def _leads(ranking: Ranking, num: int) -> tuple[float, ...]:
+    """Of two answers the better one has the margin, the other 0; a correction is compared without one."""
+    if ranking.margin is None or ranking.ranking is None:
+        return (UNKNOWN,) * num
+    best = min(ranking.ranking)
+    found = [ranking.margin if rank == best else 0.0 for rank in ranking.ranking]
+    return (*found, *[UNKNOWN] * (num - len(found)))
 
 
 def prompt_id(prompt: Sequence[Message]) -> str:
@@ -145,7 +170,9 @@ def split(
         raise UsageError(
             "there is no comparison to train on",
             got=f"{len(slates)} prompts with compared answers, {len(fit)} within {limit} tokens",
-            do="give more rankings, or a smaller held_out",
+            do="give more rankings, or a smaller held_out"
+            if fit or not slates
+            else "give shorter prompts and answers, or a model with a longer context",
         )
     return training, [s for s in fit if is_held_out(s.id, held_out)]
 
@@ -163,10 +190,14 @@ def told(slates: Sequence[Slate], width: int, device: torch.device) -> Told:
     ratings = [
         [*row, *[UNRATED] * (width - len(row))] for s in slates for row in s.ratings or [()] * len(s.ranks)
     ]
+    leads = [
+        [*row, *[UNKNOWN] * (width - len(row))] for s in slates for row in s.leads or [()] * len(s.ranks)
+    ]
     weights = [w for s in slates for w in s.weights or [1.0] * len(s.ranks)]
     together = [[*s.strengths, *[0.0] * (width - len(s.strengths))] for s in slates if s.strengths]
     return Told(
         torch.tensor(ratings, device=device),
+        torch.tensor(leads, device=device),
         torch.tensor(weights, device=device),
         torch.tensor(together, device=device) if together else None,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from bloomery.data.sources import read_conversations
+from bloomery.data.sources import OnBadRow, read_conversations
 from bloomery.errors import UsageError
 from bloomery.models.llama import ScalarModel
 from bloomery.rewards.model import score_sequences
@@ -15,14 +15,22 @@ from bloomery.stages.common import read_all
 from bloomery.text.chat import Chat
 
 
-def demonstrated(path: Path, chat: Chat, limit: int) -> list[list[int]]:
-    """The demonstrations whose mean score is to be 0, as tokens: those of at most `limit` of them.
+def demonstrated(
+    path: Path | None, chat: Chat, limit: int, on_bad_row: OnBadRow, say: Callable[[str], None]
+) -> list[list[int]]:
+    """The demonstrations whose mean score is to be 0, as tokens: those of at most `limit` of them; says how
+    many are longer. None without a file.
 
-    Raises `UsageError` where there is none: this is read before the training that it would end.
+    Raises `UsageError` where the file holds none: it is read before the training that this would end.
     """
-    conversations = read_all(read_conversations, [path], "skip", lambda text: None)
+    if path is None:
+        return []
+    conversations = read_all(read_conversations, [path], on_bad_row, say)
     sequences = [chat.render(c.messages).tokens for c in conversations]
-    if fit := [q for q in sequences if len(q) <= limit]:
+    fit = [q for q in sequences if len(q) <= limit]
+    if len(fit) < len(sequences):
+        say(f"left out {len(sequences) - len(fit)} of {len(sequences)} demonstrations beyond the context")
+    if fit:
         return fit
     raise UsageError(
         "no demonstration's score can become 0",

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from bloomery.errors import ArtifactError, DataError, UsageError
-from bloomery.journey.diagnose.table import Column, Json, Status, Table, columns_of, leaves
+from bloomery.journey.diagnose.table import LOOKED_AT, Column, Json, Status, Table, columns_of, leaves
 from bloomery.journey.run import read_journal
 from bloomery.lineage import LINEAGE, MANIFEST
 
@@ -170,6 +170,15 @@ def _metrics_file(directory: Path) -> Path:
 def _file(path: Path) -> Table:
     rows = list(_history(path) if path.suffix == ".json" else _lines(path))
     columns = columns_of(rows)
+    if rows and not columns.keys() & LOOKED_AT:
+        names = ", ".join(list(columns)[:8])
+        raise UsageError(
+            "no metric in this file is one that is known",
+            where=path,
+            got=names or "no column of numbers",
+            expected="such as loss, reward, accuracy, learning_rate, grad_norm, objective/kl",
+            do="name the columns as TRL or OpenRLHF do",
+        )
     name = path.parent.name if path.name in (METRICS, STATE) else path.stem
     return Table(name=name or path.stem, stage=guess_stage(columns), rows=len(rows), columns=columns)
 
@@ -192,15 +201,17 @@ def _history(path: Path) -> Iterator[tuple[int, Json]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Json]]:
-    """(step, metrics) of every line; a last line without its newline is still being written."""
+    """(step, metrics) of every line; a last line that breaks off is still being written."""
     rows = []
-    whole = path.read_bytes().split(b"\n")[:-1]
-    for number, line in enumerate(whole, 1):
+    parts = path.read_bytes().split(b"\n")
+    for number, line in enumerate(parts, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
+            if number == len(parts):
+                break
             raise DataError("this is not JSON", where=f"{path}:{number}", got=error) from None
         if not isinstance(row, dict):
             raise DataError("this is not a row of metrics", where=f"{path}:{number}", got=row)

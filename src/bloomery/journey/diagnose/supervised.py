@@ -112,7 +112,7 @@ def forgets_text(table: Table) -> Finding | None:
     )
 
 
-@condition("preference-overfit", "reward", "prefer")
+@condition("preference-overfit", "reward", "process", "prefer")
 def preference_overfit(table: Table) -> Finding | None:
     """Held-out accuracy ends 0.03 below its best while training accuracy rose, or ends 0.2 below it."""
     held_out, training = table.get("eval_accuracy"), table.trend("accuracy")
@@ -125,9 +125,10 @@ def preference_overfit(table: Table) -> Finding | None:
     if not lost and gap <= ACCURACY_GAP:
         return None
     return Finding(
-        "The reward model learns its pairs by heart."
-        if table.stage == "reward"
-        else "The model learns its pairs by heart.",
+        {
+            "reward": "The reward model learns its pairs by heart.",
+            "process": "The reward model learns its steps by heart.",
+        }.get(table.stage, "The model learns its pairs by heart."),
         (
             f"{held_out.name} {plain(best)} at step {where:,}, {plain(held_out.last)} at the end",
             f"{training.name} {plain(training.head)} in the first fifth, {plain(training.tail)} in the last: "
@@ -135,7 +136,7 @@ def preference_overfit(table: Table) -> Finding | None:
         ),
         (
             f"stop near step {where:,}, or after one epoch" + setting(table, "epochs"),
-            "more rankings, of more different prompts",
+            "more labels, of more different prompts",
             "a lower learning rate" + setting(table, "optimiser.learning_rate"),
         ),
         held_out,

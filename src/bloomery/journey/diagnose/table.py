@@ -47,6 +47,25 @@ SAME = {
 }
 
 
+# What is looked at beside those that `SAME` leads to.
+LOOKED_AT = frozenset(SAME.values()) | {
+    *(
+        "bpb",
+        "val/bpb",
+        "grad_norm",
+        "grad_norm/ppo",
+        "grad_norm/ptx",
+        "num_tokens",
+        "max_reward",
+        "min_reward",
+    ),
+    *("reward_std", "frac_reward_zero_std", "rewards/margins", "logps/chosen", "loss/replay", "margin"),
+    *("objective/kl", "objective/entropy", "explained_variance", "val/ratio", "val/ratio_var"),
+    *("val/num_eos_tokens", "policy/stopped_early", "mean_token_accuracy", "chosen_reward", "mean_reward"),
+    *("sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean"),
+}
+
+
 def common_name(name: str) -> str:
     """The name under which conditions look for what a program logged as `name`."""
     if name.startswith("eval/"):
@@ -193,9 +212,12 @@ def columns_of(rows: Iterable[tuple[int, Json]]) -> dict[str, Column]:
 
 
 def _number(value: Any) -> float | None:
-    """NaN for null and for "NaN" written as text; None for what is no metric."""
+    """NaN for null; a number written as text is that number; None for what is no metric."""
     if value is None:
         return math.nan
     if isinstance(value, str):
-        return math.nan if value.lower().lstrip("+-") in ("nan", "inf", "infinity") else None
+        try:
+            return float(value)
+        except ValueError:
+            return None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

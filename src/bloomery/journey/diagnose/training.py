@@ -8,7 +8,7 @@ from bloomery.journey.diagnose.finding import Finding, condition, from_to, plain
 from bloomery.journey.diagnose.table import Column, Table, height, number
 from bloomery.journey.diagnose.update import POLICY
 
-SUPERVISED = ("pretrain", "sft", "reward", "prefer")
+SUPERVISED = ("pretrain", "sft", "reward", "process", "prefer")
 
 FROZEN = 8
 """So many rows in a row with every digit the same, at the end, are no coincidence."""

@@ -69,6 +69,8 @@ def kl_exploding(table: Table) -> Finding | None:
     """The last fifth's divergence exceeds 1 nat a token (50 an answer where lengths were not logged)."""
     answers, length = table.get("objective/kl"), table.get("completions/mean_length")
     per_token = table.get("kl")
+    if table.stage == "prefer_online":  # there `kl` is KTO's, of whole answers
+        answers, per_token = per_token, None
     if per_token is not None:
         column, value, limit, unit = per_token, per_token.tail, KL_PER_TOKEN, "token"
     elif answers is not None and length is not None:
