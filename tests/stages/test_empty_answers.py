@@ -87,6 +87,7 @@ def test_answers_that_end_at_once(
     assert len(rows) == 2
     for row in rows:
         assert row["completions/mean_length"] == row["completions/max_length"] == 1.0
+        assert row.get("frac_reward_zero_std", 1.0) == 1.0
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
     before, after = weights(model_dir), weights(tmp_path / "out")
     moved = any(not torch.equal(value, after[key]) for key, value in before.items())

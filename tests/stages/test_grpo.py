@@ -233,6 +233,8 @@ def test_groups_that_score_the_same_are_counted_and_teach_nothing(
     experience, metrics = scene.look_back(recipe())
     assert metrics["frac_reward_zero_std"] == 0.5
     assert (experience.advantages[:3] == 0).all()
+    _, charged = scene.look_back(recipe(advantage="rloo", kl_in="reward"))
+    assert charged["frac_reward_zero_std"] == 0.5, "of what is said of answers, whatever the leash costs"
     _, gradient = scene.backward(recipe(kl_coef=0.0), replace(experience, kl_coef=0.0), [0, 1, 2])
     assert (gradient == 0).all()
 
