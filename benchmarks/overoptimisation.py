@@ -42,6 +42,8 @@ those of Gao et al., 2022: gold gains d (alpha - beta log d) under PPO and d (al
 In brackets the lowest and the highest bound of the seeds' 95 % intervals, … where the data set none."""
 VISIBLE = 0.02
 """A law's peak that gains less may be noise of these curves."""
+WORTH = 0.05
+"""A measured peak is known to about 0.01: where it gains less than this, shares of it say little."""
 REACH = 4.0
 """Distances are drawn so far; what a collapsed policy does beyond is in the findings."""
 AXIS = "square root of the KL to SFT (nats)"
@@ -158,16 +160,26 @@ def verdicts(found: Mapping[str, Json]) -> Iterator[str]:
             seen.append(f"under {method} in {clear} of {len(laws)} laboratories")
         yield f"- {name}: gold has a visible peak {', '.join(seen)}"
     every = [model for lab in found.values() for model in lab["reward_models"]]
+    worth = [model for model in every if model["peak"]["gain"] >= WORTH]
+    share = f"{len(worth)} of {len(every)}"
     for rule in WITNESSES:
-        gains = [(model["by_rule"][rule], model["peak"]["gain"]) for model in every]
-        got, best = (sum(column) for column in zip(*gains, strict=True))
-        if best <= 0:
-            yield f"- {rule}: nothing was gained at the peaks"
-            continue
-        low, high = interval(gains)
-        share = f"{percent(got / best)} ({percent(low)} to {percent(high)})"
-        met = "met" if got / best >= CLOSE else "missed"
-        yield f"- {rule} keeps {share} of what is gained at the peaks: {met}"
+        yield f"- {rule} keeps {kept(rule, every)} of what is gained at the peaks"
+        yield f"- {rule} keeps {kept(rule, worth)} of it where at least {WORTH:g} can be gained ({share})"
+    *lost, most = (sum(model["peak"]["gain"] - model["by_rule"][rule] for model in every) for rule in RULES)
+    for rule, less in zip(WITNESSES, lost, strict=True):
+        if most > 0:
+            yield f"- {rule} avoids {percent(1 - less / most)} of what is lost from the peaks to the ends"
+
+
+def kept(rule: str, models: Sequence[Json]) -> str:
+    """Which share of the gain at the peaks a rule keeps, with its interval, and whether that is close."""
+    gains = [(model["by_rule"][rule], model["peak"]["gain"]) for model in models]
+    got, best = (sum(column) for column in zip(*gains, strict=True)) if gains else (0.0, 0.0)
+    if best <= 0:
+        return "nothing, for there is none,"
+    low, high = interval(gains)
+    met = "met" if got / best >= CLOSE else "missed"
+    return f"{percent(got / best)} ({percent(low)} to {percent(high)}; {met})"
 
 
 def visible(fit: Json) -> bool:
