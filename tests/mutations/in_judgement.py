@@ -150,8 +150,8 @@ JUDGEMENT = (
     Mutation(
         "no-step-is-certainty",
         "rewards/process.py",
-        "next(pooled) if a.ends else None",
-        "next(pooled) if a.ends else 1.0",
+        "worth[a] if a.ends else None",
+        "worth[a] if a.ends else 1.0",
         ("rewards/test_process_reward.py",),
     ),
     Mutation(
