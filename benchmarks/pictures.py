@@ -13,8 +13,7 @@ STYLE = (
     "line.rule{stroke:#e7e2da}line.zero,line.axis{stroke:#a39b90}"
     ".curve{fill:none;stroke:currentColor;stroke-width:2}.faint{stroke-width:1;opacity:.35}"
     ".dashed{stroke-dasharray:5 4}.dot,.band{fill:currentColor}.band{opacity:.15}"
-    ".whisker{stroke:currentColor}.hover rect{fill:transparent}"
-    ".hover .guide,.hover .dot{visibility:hidden}"
+    ".whisker{stroke:currentColor}"
     + "".join(f".{name}{{color:{colour}}}" for name, colour in COLOURS.items())
     + "</style>"
 )
@@ -38,8 +37,15 @@ def picture(*panels: Panel, across: int | None = None) -> str:
     size = f"0 0 {WIDTH * min(across, len(panels))} {(HEIGHT + HEAD) * -(-len(panels) // across)}"
     body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}">{STYLE}']
     for number, panel in enumerate(panels):
-        plot = line_plot(panel.series, x_label=panel.x_label, as_percent=panel.as_percent, zero=panel.zero)
-        html = str(plot)
+        html = str(
+            line_plot(
+                panel.series,
+                x_label=panel.x_label,
+                as_percent=panel.as_percent,
+                zero=panel.zero,
+                hover=False,
+            )
+        )
         drawn = html[html.rindex('<svg viewBox="0 0 ' + str(WIDTH)) :]
         left, top = number % across * WIDTH, number // across * (HEIGHT + HEAD)
         place = f'<svg x="{left}" y="{top + HEAD}" width="{WIDTH}" height="{HEIGHT}"'

@@ -83,3 +83,5 @@ def test_names_stand_in_the_colour_of_their_curves(curves: ModuleType) -> None:
     tree = ElementTree.fromstring(picture(Panel("What", "step", two)))
     told = {span.text: span.get("fill") for span in tree.iter(f"{SVG}tspan")}
     assert told == {"What": None, "left": curves.COLOURS["s1"], "right": curves.COLOURS["s2"]}
+    groups = [g.get("class") or "" for g in tree.iter(f"{SVG}g")]
+    assert not any("hover" in name for name in groups), "an image has no pointer"

@@ -80,8 +80,8 @@ JUDGEMENT = (
     Mutation(
         "equal-answers-differ-by-a-rounding",
         "rewards/model.py",
-        "list(dict.fromkeys(r.tokens for r in same))",
-        "[r.tokens for r in same]",
+        "list(dict.fromkeys(answer for _, answer in same))",
+        "[answer for _, answer in same]",
         ("rewards/test_reward_model.py",),
     ),
     Mutation(
@@ -150,8 +150,8 @@ JUDGEMENT = (
     Mutation(
         "no-step-is-certainty",
         "rewards/process.py",
-        "worth[a] if a.ends else None",
-        "worth[a] if a.ends else 1.0",
+        "next(pooled) if a.ends else None",
+        "next(pooled) if a.ends else 1.0",
         ("rewards/test_process_reward.py",),
     ),
     Mutation(

@@ -561,8 +561,12 @@ def test_it_learns_a_planted_preference_and_nothing_from_shuffled_labels(
 
 def test_rankings_of_which_none_fits_are_an_error() -> None:
     long = Slate("a", ("x", "y"), ((1,) * 9, (2,) * 3), ((1, 2),))
-    with pytest.raises(UsageError, match="1 prompts with compared answers, 0 within 8 tokens"):
+    with pytest.raises(UsageError, match="no prompt fits") as refused:
         reward.split([long], 8, 0.1, lambda text: None)
+    assert "got: 1 prompts, the shortest with 9 tokens" in str(refused.value)
+    assert "expected: at most 8" in str(refused.value)
+    with pytest.raises(UsageError, match="0 prompts with compared answers"):
+        reward.split([], 8, 0.1, lambda text: None)
     said: list[str] = []
     short = [Slate(str(n), ("x", "y"), ((1,) * 8, (2,) * 3), ((1, 2),)) for n in range(200)]
     training, held_out = reward.split([*short, long], 8, 0.1, said.append)

@@ -165,11 +165,13 @@ def line_plot(
     marks: Sequence[tuple[float, str]] = (),
     x_ticks: Sequence[float] | None = None,
     describe: str = "",
+    hover: bool = True,
 ) -> Html:
     """Curves over one x axis, with a legend when there is more than one name.
 
     `zero` makes the y axis start at 0; `marks` are vertical lines with a word, such as where a round begins;
-    `x_ticks` fixes the ticks (rounds are whole numbers). `describe` is read out by screen readers.
+    `x_ticks` fixes the ticks (rounds are whole numbers). `describe` is read out by screen readers. Without
+    `hover` nothing answers the pointer, as nothing can in an image.
     Values that cannot be drawn on a log axis (0 or less) become gaps.
     """
     drawn = [_drawable(thin(s), log) for s in series]
@@ -184,7 +186,8 @@ def line_plot(
         body.append(tag("text", word, class_="marklabel", x=x + 4, y=TOP + 8))
     body += [_band(frame, s) for s in drawn if s.low]
     body += [_curve(frame, s) for s in drawn if s.look != "normal"]
-    body.append(_hovers(frame, drawn, x_label, as_percent))
+    if hover:
+        body.append(_hovers(frame, drawn, x_label, as_percent))
     picture = tag(
         "svg",
         tag("title", describe) if describe else "",

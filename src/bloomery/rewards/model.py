@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain, groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from bloomery.models.llama import ScalarModel
 from bloomery.models.slates import Batch, Group, Tokens, batched, in_groups, read_batches
 from bloomery.types import Rollout
+
+A = TypeVar("A", bound=Hashable)
 
 
 def score_groups(
@@ -69,10 +72,23 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        # Its place in a row moves the last bit of a score, so an answer that came twice is read once: equal
-        # answers are not to differ by a rounding, which group advantages and pairs would magnify.
-        prompts = groupby(rollouts, key=lambda r: r.prompt_tokens)
-        slates = [list(dict.fromkeys(r.tokens for r in same)) for _, same in prompts]
-        scores = score_slates(self.model, slates, self.pad_id).tolist()
-        found = dict(zip(chain.from_iterable(slates), scores, strict=True))
-        return [found[r.tokens] for r in rollouts]
+        def read(slates: Sequence[Sequence[Tokens]]) -> list[float]:
+            found: list[float] = score_slates(self.model, slates, self.pad_id).tolist()
+            return found
+
+        return read_once([r.tokens for r in rollouts], [r.prompt_tokens for r in rollouts], read)
+
+
+def read_once(
+    answers: Sequence[A], prompts: Sequence[Tokens], read: Callable[[Sequence[Sequence[A]]], list[float]]
+) -> list[float]:
+    """What `read` says of answers, which it is given in slates of one prompt, each different one once. An
+    answer holds its prompt's tokens, so that equal ones are answers to the same prompt.
+
+    An answer's place in a row moves the last bit of its score. Equal answers are not to differ by such a
+    rounding, which group advantages and pairs would magnify.
+    """
+    together = groupby(zip(prompts, answers, strict=True), key=lambda pair: pair[0])
+    slates = [list(dict.fromkeys(answer for _, answer in same)) for _, same in together]
+    found = dict(zip(chain.from_iterable(slates), read(slates), strict=True))
+    return [found[answer] for answer in answers]

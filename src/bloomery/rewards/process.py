@@ -11,13 +11,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
 
 import torch
 from torch import Tensor
 
 from bloomery.models.llama import ScalarModel
 from bloomery.models.slates import Batch, Tokens, batched, read_batches
+from bloomery.rewards.model import read_once
 from bloomery.text.tokenizer import Tokenizer
 from bloomery.types import Rollout
 
@@ -116,11 +116,12 @@ class ProcessReward:
         some = [a for a in found if a.ends]
         if not some:
             return [None] * len(found)
-        # The same answer has the same score to the last bit: see RewardModel.
-        slates = [list(dict.fromkeys(same)) for _, same in groupby(some, key=lambda a: a.tokens[: a.prompt])]
-        pooled = self.pool(*read_steps(self.model, slates, self.tokenizer.pad_id)).tolist()
-        worth = dict(zip(chain.from_iterable(slates), pooled, strict=True))
-        return [worth[a] if a.ends else None for a in found]
+        pooled = iter(read_once(some, [a.tokens[: a.prompt] for a in some], self._pooled))
+        return [next(pooled) if a.ends else None for a in found]
+
+    def _pooled(self, slates: Sequence[Sequence[Stepped]]) -> list[float]:
+        found: list[float] = self.pool(*read_steps(self.model, slates, self.tokenizer.pad_id)).tolist()
+        return found
 
     def _stepped(self, rollout: Rollout) -> Stepped:
         start = len(rollout.prompt_tokens)

@@ -76,10 +76,8 @@ def run(recipe: EvaluateReward, out: Path) -> None:
         if not held_out:
             raise UsageError(
                 "no comparison is held out",
-                got=f"{len(slates)} prompts, {len(fit)} within the context, a share of {share} held out",
-                do="give more rankings, or a larger held_out"
-                if fit or not slates
-                else "give shorter prompts and answers, or a model with a longer context",
+                got=f"{len(fit)} prompts, of which a share of {share} is held out",
+                do="give more rankings, or a larger held_out",
             )
         num = sum(len(s.texts) for s in held_out)
         run.line(f"scoring {num} answers to {len(held_out)} of {len(fit)} prompts")

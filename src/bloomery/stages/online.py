@@ -32,7 +32,7 @@ from bloomery.types import Prompt, Reward, Rollout
 from bloomery.world import Oracle, read_questions, read_world
 
 LARGEST = 1e18
-"""Of a score; the square of what is ten times as large is no float32."""
+"""Of a score: losses add up squares, and that of 1.9e19 is no float32 any more."""
 CHECKED_ROWS = 8
 """Answers of a step whose log-probs are computed again, to see that sampler and trainer agree."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -170,16 +170,22 @@ def split(
         raise UsageError(
             "there is no comparison to train on",
             got=f"{len(slates)} prompts with compared answers, {len(fit)} within {limit} tokens",
-            do="give more rankings, or a smaller held_out"
-            if fit or not slates
-            else "give shorter prompts and answers, or a model with a longer context",
+            do="give more rankings, or a smaller held_out",
         )
     return training, [s for s in fit if is_held_out(s.id, held_out)]
 
 
 def within(slates: Sequence[S], limit: int, say: Callable[[str], None]) -> list[S]:
-    """The slates whose longest answer, with its prompt, is not beyond `limit` tokens; says how many are."""
+    """The slates whose longest answer, with its prompt, is not beyond `limit` tokens; says how many are.
+    Raises `UsageError` where all are."""
     fit = [s for s in slates if s.longest <= limit]
+    if slates and not fit:
+        raise UsageError(
+            "no prompt fits into the model's context with its answers",
+            got=f"{len(slates)} prompts, the shortest with {min(s.longest for s in slates)} tokens",
+            expected=f"at most {limit}",
+            do="give shorter prompts and answers, or a model with a longer context",
+        )
     if len(fit) < len(slates):
         say(f"left out {len(slates) - len(fit)} of {len(slates)} prompts with an answer beyond the context")
     return fit
@@ -187,12 +193,12 @@ def within(slates: Sequence[S], limit: int, say: Callable[[str], None]) -> list[
 
 def told(slates: Sequence[Slate], width: int, device: torch.device) -> Told:
     """The slates' rows in order, padded to `width` answers, as tensors."""
-    ratings = [
-        [*row, *[UNRATED] * (width - len(row))] for s in slates for row in s.ratings or [()] * len(s.ranks)
-    ]
-    leads = [
-        [*row, *[UNKNOWN] * (width - len(row))] for s in slates for row in s.leads or [()] * len(s.ranks)
-    ]
+
+    def wide(rows: Sequence[Sequence[Any]], num: int, nothing: Any) -> list[list[Any]]:
+        return [[*row, *[nothing] * (width - len(row))] for row in rows or [()] * num]
+
+    ratings = [row for s in slates for row in wide(s.ratings, len(s.ranks), UNRATED)]
+    leads = [row for s in slates for row in wide(s.leads, len(s.ranks), UNKNOWN)]
     weights = [w for s in slates for w in s.weights or [1.0] * len(s.ranks)]
     together = [[*s.strengths, *[0.0] * (width - len(s.strengths))] for s in slates if s.strengths]
     return Told(

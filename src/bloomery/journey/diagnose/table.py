@@ -47,25 +47,6 @@ SAME = {
 }
 
 
-# What is looked at beside those that `SAME` leads to.
-LOOKED_AT = frozenset(SAME.values()) | {
-    *(
-        "bpb",
-        "val/bpb",
-        "grad_norm",
-        "grad_norm/ppo",
-        "grad_norm/ptx",
-        "num_tokens",
-        "max_reward",
-        "min_reward",
-    ),
-    *("reward_std", "frac_reward_zero_std", "rewards/margins", "logps/chosen", "loss/replay", "margin"),
-    *("objective/kl", "objective/entropy", "explained_variance", "val/ratio", "val/ratio_var"),
-    *("val/num_eos_tokens", "policy/stopped_early", "mean_token_accuracy", "chosen_reward", "mean_reward"),
-    *("sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean"),
-}
-
-
 def common_name(name: str) -> str:
     """The name under which conditions look for what a program logged as `name`."""
     if name.startswith("eval/"):
