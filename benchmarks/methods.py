@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPO": ("prefer", {"loss": "dpo"}),
     "IPO": ("prefer", {"loss": "ipo"}),
     "KTO": ("prefer", {"loss": "kto"}),
+    "online DPO": ("prefer-online", {"samples": 4}),
     "RLOO": (
         "grpo",
         {"advantage": "rloo", "loss": "reinforce", "minibatches": 1, "kl_in": "reward", "kl_coef": 0.2},
@@ -119,22 +120,28 @@ def trained(
     journey: Path, out: Path, name: str, method: tuple[str, dict[str, Any]], table: bool
 ) -> dict[str, float] | None:
     """A method's row: train, then measure like every model of the journey."""
-    command, changed = method
-    given = inputs(journey)
-    keys = {
-        "rejection": ("policy", "reward", "prompts", "corpus"),
-        "prefer": ("model", "rankings"),
-        "grpo": ("policy", "reward", "prompts", "world"),
-        "ppo": ("policy", "reference", "reward", "prompts", "world", "corpus"),
-    }[command]
-    recipe = {key: given[key] for key in keys} | {"seed": given["seed"], **changed}
-    seconds = make(command, recipe, out / name, table)
+    seconds = learned(journey, out / name, method, table)
     if seconds is None:
         return None
+    given = inputs(journey)
     measured = {key: given[key] for key in ("world", "reference", "corpus", "reward", "seed")}
     if make("evaluate", measured | {"model": str(out / name)}, out / f"evaluate-{name}", table) is None:
         return None
     return of_evaluation(out / f"evaluate-{name}", seconds)
+
+
+def learned(journey: Path, out: Path, method: tuple[str, dict[str, Any]], table: bool) -> float | None:
+    """Train by a method from what a journey made, into `out`; as `make`."""
+    command, changed = method
+    keys = {
+        "rejection": ("policy", "reward", "prompts", "corpus"),
+        "prefer": ("model", "rankings"),
+        "prefer-online": ("policy", "reward", "prompts", "world"),
+        "grpo": ("policy", "reward", "prompts", "world"),
+        "ppo": ("policy", "reference", "reward", "prompts", "world", "corpus"),
+    }[command]
+    given = inputs(journey)
+    return make(command, {key: given[key] for key in (*keys, "seed")} | changed, out, table)
 
 
 def inputs(journey: Path) -> dict[str, Any]:

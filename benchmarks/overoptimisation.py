@@ -26,7 +26,7 @@ from three_seeds import where
 
 from bloomery.evals.bootstrap import interval
 from bloomery.evals.overoptimisation import Ranged
-from bloomery.journey.lab import CLOSE, FILE, RULES, WITNESSES, overall
+from bloomery.journey.lab import CLOSE, FILE, NO_RULE, RULES, STOPS, overall
 from bloomery.journey.lab_words import percent, ranged
 from bloomery.journey.settings import HELD_OUT
 from bloomery.report.plots import Series
@@ -37,7 +37,8 @@ METHODS = (("PPO", "rl", "rl"), ("best-of-n", "best_of_n", "bon"))
 ABOUT = """Gains are over the SFT model's own answers to the same prompts, in the oracle's grades, which go
 from -2 to 1; means over the seeds. "Highest" is the top of the measured curve of a reward model, all leashes
 together and smoothed over d, the square root of the KL in nats; "budget" is the KL that the reward model's
-own report card allowed, from held-out rankings alone, 0 where it says not to optimise. Alpha and beta are
+own report card allowed, from held-out rankings alone, 0 where it says not to optimise; with "budget" a rule
+ends a run by it, or hears its witness between half of it and twice of it. Alpha and beta are
 those of Gao et al., 2022: gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of-n.
 In brackets the lowest and the highest bound of the seeds' 95 % intervals, … where the data set none."""
 VISIBLE = 0.02
@@ -94,7 +95,7 @@ def section(found: Mapping[str, Json], place: str) -> str:
         ABOUT,
         "",
     ]
-    lines += [f"| reward model | right on | highest | at KL | budget | {' | '.join(RULES)} |"]
+    lines += [f"| reward model | right on | highest | at KL | budget, nats | {' | '.join(RULES)} |"]
     lines += [f"|---|{'---:|' * (4 + len(RULES))}", *gains(found), ""]
     lines += ["| reward model | method | alpha | beta | R² | KL at the law's peak | gained there |"]
     lines += ["|---|---|---:|---:|---:|---:|---:|"]
@@ -103,7 +104,7 @@ def section(found: Mapping[str, Json], place: str) -> str:
             laws = [model[key]["fits"] for model in of(found, name)]
             cells = law([fits[which] for fits in laws if fits is not None])
             lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *verdicts(found), ""])
+    return "\n".join([*lines, "", *shares(found), "", *peaks(found), ""])
 
 
 def names(found: Mapping[str, Json]) -> list[str]:
@@ -150,8 +151,8 @@ def together(several: Sequence[Json]) -> str:
     return ranged(asdict(Ranged(mean(one["value"] for one in several), low, high)))
 
 
-def verdicts(found: Mapping[str, Json]) -> Iterator[str]:
-    """Where gold has a visible peak, and whether the rules end within 10 % of it on average."""
+def peaks(found: Mapping[str, Json]) -> Iterator[str]:
+    """Where gold has a visible peak."""
     for name in names(found):
         seen = []
         for method, key, which in METHODS:
@@ -159,16 +160,21 @@ def verdicts(found: Mapping[str, Json]) -> Iterator[str]:
             clear = sum(fits is not None and visible(fits[which]) for fits in laws)
             seen.append(f"under {method} in {clear} of {len(laws)} laboratories")
         yield f"- {name}: gold has a visible peak {', '.join(seen)}"
+
+
+def shares(found: Mapping[str, Json]) -> Iterator[str]:
+    """A row for each rule: which share it keeps of what is gained at the peaks, of all reward models and of
+    those where something can be gained, and which share it avoids of what is lost from peaks to ends."""
     every = [model for lab in found.values() for model in lab["reward_models"]]
     worth = [model for model in every if model["peak"]["gain"] >= WORTH]
-    share = f"{len(worth)} of {len(every)}"
-    for rule in WITNESSES:
-        yield f"- {rule} keeps {kept(rule, every)} of what is gained at the peaks"
-        yield f"- {rule} keeps {kept(rule, worth)} of it where at least {WORTH:g} can be gained ({share})"
-    *lost, most = (sum(model["peak"]["gain"] - model["by_rule"][rule] for model in every) for rule in RULES)
-    for rule, less in zip(WITNESSES, lost, strict=True):
-        if most > 0:
-            yield f"- {rule} avoids {percent(1 - less / most)} of what is lost from the peaks to the ends"
+    lost = {rule: sum(model["peak"]["gain"] - model["by_rule"][rule] for model in every) for rule in RULES}
+    most = lost[NO_RULE]
+    share = f"where at least {WORTH:g} can be gained ({len(worth)} of {len(every)})"
+    yield f"| rule | keeps of the gain at the peak | {share} | avoids of the loss after it |"
+    yield "|---|---:|---:|---:|"
+    for rule in STOPS:
+        avoided = percent(1 - lost[rule] / most) if most > 0 else "–"
+        yield f"| {rule} | {kept(rule, every)} | {kept(rule, worth)} | {avoided} |"
 
 
 def kept(rule: str, models: Sequence[Json]) -> str:
@@ -176,10 +182,10 @@ def kept(rule: str, models: Sequence[Json]) -> str:
     gains = [(model["by_rule"][rule], model["peak"]["gain"]) for model in models]
     got, best = (sum(column) for column in zip(*gains, strict=True)) if gains else (0.0, 0.0)
     if best <= 0:
-        return "nothing, for there is none,"
+        return "–"
     low, high = interval(gains)
     met = "met" if got / best >= CLOSE else "missed"
-    return f"{percent(got / best)} ({percent(low)} to {percent(high)}; {met})"
+    return f"{percent(got / best)} ({percent(low)} to {percent(high)}), {met}"
 
 
 def visible(fit: Json) -> bool:

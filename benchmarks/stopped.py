@@ -1,13 +1,13 @@
-"""What a policy is worth where the stop rule ends its run, and where nothing does.
+"""What a policy is worth where a stop rule ends its run, and where nothing does.
 
     python benchmarks/stopped.py runs/lab/seed-0 runs/lab/seed-1 [--against centre] [--kl-coef 0]
-        [--witness held-out] [--out runs/stopped] [--table]
+        [--rules held-out "held-out in budget"] [--out runs/stopped] [--table]
 
 Each directory is a finished over-optimisation laboratory, whose runs of PPO all went to their end. One of
-them is made again with a `stop_rule` and nothing else changed. The SFT model, the policy that was saved and
-the one that went on are then asked the held-out questions of the world, which no run has seen, as a journey
-asks its models. Finished parts are not repeated; --table prints what is there. Writes stopped.json and
-stopped.md, for docs/results.md.
+them is made again with a `stop_rule` and nothing else changed. The SFT model, the policies that were saved
+and the one that went on are then asked the held-out questions of the world, which no run has seen, as a
+journey asks its models. Finished parts are not repeated; --table prints what is there. Writes stopped.json
+and stopped.md, for docs/results.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from methods import COLUMNS, make, of_evaluation, spread
 from three_seeds import where
 
 from bloomery.errors import ArtifactError
-from bloomery.journey.lab import RULES, WITNESSES
+from bloomery.journey.lab import NO_RULE, STOPS, heeds
 from bloomery.journey.settings import HELD_OUT
 
 CLOCKS = ("timing/", "eps", "rollout/")
 """What begins so tells of the machine, not of the run."""
-ENDED, WENT_ON = "ended by the rule", RULES[-1]
 SHOWN = [name for name in COLUMNS if name != "minutes"]
 Row = Mapping[str, float]
 
@@ -38,14 +37,15 @@ def main() -> None:
     parser.add_argument("labs", type=Path, nargs="+")
     parser.add_argument("--against", nargs="+", default=["centre"], help="reward models of the laboratory")
     parser.add_argument("--kl-coef", default="0")
-    parser.add_argument("--witness", choices=WITNESSES, default=HELD_OUT)
+    parser.add_argument("--rules", nargs="+", choices=STOPS, default=[HELD_OUT, f"{HELD_OUT} in budget"])
     parser.add_argument("--out", type=Path, default=Path("runs/stopped"))
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     arguments = parser.parse_args()
     found: dict[str, dict[str, list[Row]]] = {}
     for name in arguments.against:
         runs = [stopped(lab, name, arguments) for lab in arguments.labs]
-        found[name] = {policy: [run[policy] for run in runs if run] for policy in ("SFT", ENDED, WENT_ON)}
+        policies = ("SFT", *arguments.rules, NO_RULE)
+        found[name] = {policy: [run[policy] for run in runs if run] for policy in policies}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "stopped.json").write_text(json.dumps({"where": where(), "rows": found}, indent=1))
     text = section(found, where())
@@ -54,24 +54,30 @@ def main() -> None:
 
 
 def stopped(lab: Path, name: str, arguments: argparse.Namespace) -> dict[str, Row] | None:
-    """The three rows of a laboratory, or None where parts are missing and nothing is to be run."""
+    """The rows of a laboratory, or None where parts are missing and nothing is to be run."""
     run = lab / f"ppo-{name}-{arguments.kl_coef}"
     out = arguments.out / lab.name
     out.mkdir(parents=True, exist_ok=True)
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    ended = out / f"{run.name}-{arguments.witness}"
-    if make("ppo", recipe | {"stop_rule": {"watch": arguments.witness}}, ended, arguments.table) is None:
-        return None
+    card = json.loads((lab / f"reward-{name}" / "evaluation.json").read_text())
+    models, steps = {"SFT": lab / "sft"}, {"SFT": 0, NO_RULE: recipe["steps"]}
+    for rule in arguments.rules:
+        ended = out / f"{run.name}-{rule.replace(' ', '-')}"
+        watch, budget = heeds(rule, card["verdict"]["kl"])
+        given = {"watch": watch, "budget": budget}
+        settings = {key: value for key, value in given.items() if value is not None}
+        if make("ppo", recipe | {"stop_rule": settings}, ended, arguments.table) is None:
+            return None
+        models[rule], steps[rule] = ended, len(same_until_ended(run, ended))
     asked = {"world": str(lab / "world"), "corpus": str(lab / "corpus"), "reference": str(lab / "sft")}
     rows: dict[str, Row] = {}
-    for policy, model in {"SFT": lab / "sft", ENDED: ended, WENT_ON: run}.items():
-        there = out / f"evaluate-{'sft' if policy == 'SFT' else model.name}"
+    for policy, model in (models | {NO_RULE: run}).items():
+        there = out / f"evaluate-{model.name}"
         given = asked | {"model": str(model), "seed": recipe["seed"]}
         if make("evaluate", given, there, arguments.table) is None:
             return None
-        rows[policy] = of_evaluation(there, 0.0)
-    steps = {ENDED: len(same_until_ended(run, ended)), WENT_ON: recipe["steps"]}
-    return {policy: {**row, "steps": steps.get(policy, 0)} for policy, row in rows.items()}
+        rows[policy] = {**of_evaluation(there, 0.0), "steps": steps[policy]}
+    return rows
 
 
 def same_until_ended(run: Path, ended: Path) -> list[dict[str, Any]]:

@@ -59,6 +59,8 @@ def test_what_is_run_and_what_is_told(
     """The stages are replaced by what they would leave behind."""
     lab, out = tmp_path / "seed-7", tmp_path / "out"
     a_run(lab / "ppo-half-0", 5)
+    (lab / "reward-half").mkdir()
+    (lab / "reward-half" / "evaluation.json").write_text(json.dumps({"verdict": {"kl": 1.5}}))
     given = dict[str, dict[str, Any]]()
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -75,18 +77,20 @@ def test_what_is_run_and_what_is_told(
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["stopped.py", str(lab), "--against", "half", "--out", str(out)])
     stopped.main()
-    again = "ppo-half-0-held-out"
+    again, within = "ppo-half-0-held-out", "ppo-half-0-held-out-in-budget"
     assert given[again] == RECIPE | {"stop_rule": {"watch": "held-out"}}
+    assert given[within] == RECIPE | {"stop_rule": {"watch": "held-out", "budget": 1.5}}
     models = {name: recipe["model"] for name, recipe in given.items() if "model" in recipe}
     assert models == {
         "evaluate-sft": str(lab / "sft"),
         "evaluate-ppo-half-0": str(lab / "ppo-half-0"),
-        f"evaluate-{again}": str(out / "seed-7" / again),
+        **{f"evaluate-{name}": str(out / "seed-7" / name) for name in (again, within)},
     }
     assert {given[name]["world"] for name in models} == {str(lab / "world")}
     said = capsys.readouterr().out
     assert "| half | SFT | 0 | -0.600 | -0.600 | 2.00 |" in said
-    assert "| half | ended by the rule | 3 | -0.300 | -0.300 | 2.00 |" in said
+    assert "| half | held-out | 3 | -0.300 | -0.300 | 2.00 |" in said
+    assert "| half | held-out in budget | 3 | -0.300 | -0.300 | 2.00 |" in said
     assert "| half | no rule | 5 | -1.100 | -1.100 | 2.00 |" in said
     assert len({line.count("|") for line in said.splitlines() if line.startswith("|")}) == 1
 

@@ -4,6 +4,7 @@ against how often they hold, and the stop rule against runs worked out by hand."
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,16 @@ import pytest
 
 from bloomery.errors import UsageError
 from bloomery.evals import overoptimisation as over
-from bloomery.evals.overoptimisation import Fit, Law, Verdict, along_runs, fit, over_prompts, stop_rule
+from bloomery.evals.overoptimisation import (
+    Fit,
+    Law,
+    Verdict,
+    along_runs,
+    budget_rule,
+    fit,
+    over_prompts,
+    stop_rule,
+)
 
 D = np.sqrt([0.0, 0.2, 0.7, 1.5, 3.0, 6.0, 12.0, 25.0])
 
@@ -262,11 +272,20 @@ def test_a_run_that_asks_at_every_step_is_told_the_same() -> None:
         rng = np.random.default_rng(seed)
         proxy = (np.arange(60) * 0.05 + rng.normal(0, 0.2, 60)).tolist()
         witness = (-0.002 * (np.arange(60) - 25.0) ** 2 + rng.normal(0, 0.2, 60)).tolist()
-        whole = stop_rule(proxy, witness, window=4, patience=8)
-        asked = [stop_rule(proxy[:n], witness[:n], window=4, patience=8) for n in range(1, 61)]
-        first = next((n for n, said in enumerate(asked) if said.stop is not None), None)
-        assert first == whole.stop
-        assert whole.stop is None or asked[whole.stop].best == whole.best
+        kl = (np.arange(60) * 0.05 + rng.normal(0, 0.1, 60)).tolist()
+        for rule in (
+            lambda n, p=proxy, w=witness: stop_rule(p[:n], w[:n], window=4, patience=8),
+            lambda n, p=proxy, w=witness, kl=kl: stop_rule(
+                p[:n], w[:n], kl[:n], window=4, patience=8, budget=1.0
+            ),
+            lambda n, kl=kl: budget_rule(kl[:n], window=4, budget=1.0),
+        ):
+            whole, asked = rule(60), [rule(n) for n in range(1, 61)]
+            first = next((n for n, said in enumerate(asked) if said.stop is not None), None)
+            assert first == whole.stop
+            assert whole.stop is None or asked[whole.stop].best == whole.best
+            # The weights of the step that is named were held when it was the newest.
+            assert whole.stop is None or asked[whole.best].best == whole.best
 
 
 def test_runs_too_short_to_say_anything() -> None:
@@ -274,8 +293,46 @@ def test_runs_too_short_to_say_anything() -> None:
     assert stop_rule([1.0, 2.0], [2.0, 1.0], window=3, patience=1) == Verdict(best=1, stop=None)
     assert stop_rule([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], window=3, patience=1) == Verdict(best=2, stop=None)
     for proxy, witness in (([], []), ([1.0], [1.0, 2.0])):
-        with pytest.raises(UsageError, match="two numbers of each step"):
+        with pytest.raises(UsageError, match="a number of each step"):
             stop_rule(proxy, witness, window=1, patience=1)
+    with pytest.raises(UsageError, match="from every column\n  got: 2, 2, 1"):
+        stop_rule([1.0, 2.0], [1.0, 2.0], [0.1], window=1, patience=1, budget=1.0)
+
+
+def test_the_witness_is_heard_between_half_of_the_budget_and_twice_of_it() -> None:
+    proxy = [float(i) for i in range(10)]
+    witness = [9.0, 0.0, 0.0, 1.0, 2.0, 3.0, 2.0, 2.0, 2.0, 9.0]
+    kl = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
+    heard = partial(stop_rule, proxy, witness, kl, window=1)
+    # The first step is lucky. Nobody listens before 1 nat, and what comes after 4 nats is too late.
+    assert heard(patience=3) == Verdict(best=0, stop=3)
+    assert heard(patience=3, budget=2.0) == Verdict(best=5, stop=8)
+    assert heard(patience=3, budget=3.0) == Verdict(best=5, stop=8)  # after 2.5 of 3 nats
+    assert heard(patience=4, budget=2.0) == Verdict(best=5, stop=9)
+    assert heard(patience=9, budget=2.0) == Verdict(best=5, stop=9)
+    assert heard(patience=9, budget=1.9) == Verdict(best=5, stop=8)
+    assert heard(patience=9, budget=2.25) == Verdict(best=9, stop=None)
+    # Twice the budget is 2: the step before is the best that there was, though not the best to come.
+    assert heard(patience=9, budget=1.0) == Verdict(best=4, stop=5)
+    # Never half of the budget: the run goes on, and its last step is the best.
+    assert heard(patience=3, budget=10.0) == Verdict(best=9, stop=None)
+    # No budget at all: the first step that spends anything ends the run.
+    assert heard(patience=3, budget=0.0) == Verdict(best=0, stop=1)
+    # A leap over the whole band: that step is all there is.
+    assert stop_rule([0.0, 1.0], [0.0, 1.0], [0.0, 9.0], window=1, patience=1, budget=1.0) == Verdict(1, 1)
+    # In means of three the last step has spent 4 nats (3.5, 4 and 4.5), and before it the best ends at 6.
+    assert heard(window=3, patience=4, budget=2.0) == Verdict(best=9, stop=None)
+    assert heard(window=3, patience=4, budget=1.99) == Verdict(best=6, stop=9)
+
+
+def test_a_budget_by_itself() -> None:
+    kl = [0.0, 0.5, 1.5, 1.0, 2.0, 3.0]
+    assert budget_rule(kl, window=1, budget=1.0) == Verdict(best=1, stop=2)
+    assert budget_rule(kl, window=1, budget=1.5) == Verdict(best=3, stop=4)
+    assert budget_rule(kl, window=2, budget=1.25) == Verdict(best=3, stop=4)  # means: .25, 1, 1.25, 1.5, 2.5
+    assert budget_rule(kl, window=1, budget=3.0) == Verdict(best=5, stop=None)
+    assert budget_rule([0.5, 1.0], window=1, budget=0.0) == Verdict(best=0, stop=0)
+    assert budget_rule([9.0], window=2, budget=1.0) == Verdict(best=0, stop=None)
 
 
 def test_what_is_gained_at_a_step() -> None:

@@ -100,7 +100,8 @@ def made_up(out: Path, noise: Callable[[], float] = lambda: 0.0) -> tuple[np.nda
     (out / "journey.json").write_text(json.dumps({"bloomery": "0", "steps": [], "seconds": 0.0}))
     for name in ("weak", "odd"):
         (out / f"reward-{name}").mkdir()
-        card = {"accuracy": 0.61, "low": 0.5, "high": 0.7}
+        card: dict[str, Any] = {"accuracy": 0.61, "low": 0.5, "high": 0.7}
+        card |= {"verdict": {"kl": 3.0}} if name == "weak" else {}
         (out / f"reward-{name}" / "evaluation.json").write_text(json.dumps(card))
         (out / f"reward-{name}" / "lineage.json").write_text(json.dumps({"stage": "reward", "inputs": []}))
         for leash, farthest in LEASHES.items():
@@ -217,9 +218,10 @@ def test_what_is_gained_where_the_stop_rule_would_have_ended_a_run(results: dict
     run, leashed = model["runs"]
     assert (run["kl_coef"], leashed["kl_coef"]) == (0.0, 0.1)
     assert run["d"][0] == 0.0
-    held, ensemble = run["stops"]
+    stops = {stop["rule"]: stop for stop in run["stops"]}
+    assert tuple(stops) == lab.STOPS
+    held, ensemble = stops["held-out"], stops["ensemble"]
     # The witness is highest at KL 2.25, steps are 16 / 39 of KL apart: the best mean of three is of 5, 6, 7.
-    assert held["witness"] == "held-out"
     assert held["at"] == 7
     assert held["stop"] == held["at"] + 4
     assert held["kl"] == pytest.approx(16 * 7 / 39)
@@ -231,19 +233,27 @@ def test_what_is_gained_where_the_stop_rule_would_have_ended_a_run(results: dict
     assert ensemble["at"] == STEPS - 1
     assert ensemble["gain"] == run["end"] == pytest.approx(gained(gold, -0.2, STEPS - 1, 3))
     assert run["end"] < 0
+    # A budget of 3 nats, in means of three: steps 6 to 8 have spent 2.87, steps 7 to 9 more.
+    assert model["budget"] == 3.0
+    assert (stops["budget"]["at"], stops["budget"]["stop"]) == (8, 9)
+    # The ensemble keeps pace for ever; at 6 nats it is not asked any longer: steps 13 to 15 have spent 5.74.
+    assert (stops["ensemble in budget"]["at"], stops["ensemble in budget"]["stop"]) == (15, 16)
+    assert stops["held-out in budget"] == {**held, "rule": "held-out in budget"}
     rules = model["by_rule"]
     assert rules["held-out"] == pytest.approx((held["gain"] + leashed["stops"][0]["gain"]) / 2)
     assert rules["ensemble"] == rules["no rule"] == pytest.approx((run["end"] + leashed["end"]) / 2)
     other = results["reward_models"][1]
     found = lab.overall([model, {**other, "peak": {"gain": 3.0}, "by_rule": {**rules, "held-out": 0.0}}])
-    assert found == pytest.approx(
-        {
-            "peak": (model["peak"]["gain"] + 3) / 2,
-            "held-out": rules["held-out"] / 2,
-            "ensemble": rules["ensemble"],
-            "no rule": rules["no rule"],
-        }
-    )
+    halved = {"peak": (model["peak"]["gain"] + 3) / 2, "held-out": rules["held-out"] / 2}
+    assert found == pytest.approx({**rules, **halved})
+
+
+def test_a_card_without_a_budget_leaves_it_to_the_witness(results: dict[str, Any]) -> None:
+    odd = results["reward_models"][1]
+    assert odd["budget"] is None
+    rules = odd["by_rule"]
+    assert rules["held-out in budget"] == rules["held-out"] != rules["no rule"]
+    assert rules["budget"] == rules["ensemble in budget"] == rules["no rule"]
 
 
 def test_words(results: dict[str, Any]) -> None:
@@ -252,8 +262,8 @@ def test_words(results: dict[str, Any]) -> None:
     assert said[1] == "weak: 5 % of the labels, 0 % turned over, right on 61 % of held-out pairs"
     assert "alpha 1.00 (1.00 to 1.00), beta 0.80 (0.80 to 0.80), R² 1.00" in said[2]
     assert said[2].endswith("gold peaks at KL 1.65 (1.65 to 1.65)")
-    assert said[4].startswith("  kl_coef 0: held-out goes back to step 7: +0.98")
-    assert "ensemble runs on: -" in said[4]
+    assert said[4].startswith("  kl_coef 0: held-out +0.98 (back to step 7), ensemble -")
+    assert "(runs on), budget +" in said[4]
     assert said[6].startswith("  highest, over all of them: +1.0")
     found = lab.overall(results["reward_models"])
     assert said[-1].startswith(f"gold gained on average: {found['peak']:+.2f} at the peak, held-out +")
@@ -285,7 +295,7 @@ def test_the_report_shows_it(results: dict[str, Any], tmp_path: Path) -> None:
         "best-of-n’s law",
         ">peak<",
         ">stop<",
-        "goes back to step 7",
+        "back to step 7",
         ">mean<",
     ):
         assert words in section, words

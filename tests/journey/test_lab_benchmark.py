@@ -59,12 +59,16 @@ def test_the_tables_by_hand(bench: ModuleType, labs: list[Path]) -> None:
     assert "| odd | PPO | 1.00 (1.00 to …) | 0.70 (-0.10 to 0.80) | 1.00 |" in text
     assert text.count("| best-of-n |") == 2
     first = found["seed-0"]["reward_models"]
-    peak, kept, end = first[0]["peak"], first[0]["by_rule"]["held-out"], first[0]["by_rule"]["no rule"]
+    rules = [model["by_rule"] for model in first]
+    peak, kept, end = first[0]["peak"], rules[0]["held-out"], rules[0]["no rule"]
     top = f"{(peak['gain'] + 0.5) / 2:+.2f} | {peak['kl']:.1f} / 0.3"
-    row = f"| weak | 61 % | {top} | – / – | {kept / 2:+.2f} |"
-    assert f"{row} {end:+.2f} | {end:+.2f} |" in text
+    others = lab.RULES[1:]
+    cells = " | ".join(f"{rules[0][rule]:+.2f}" for rule in others)
+    assert f"| weak | 61 % | {top} | 3.0 / 3.0 | {kept / 2:+.2f} | {cells} |" in text
+    assert f"| odd | 61 % | {peak['gain']:+.2f} | 1.7 / 1.7 | – / – | {kept:+.2f} | {end:+.2f} |" in text
     means = (3 * peak["gain"] + 0.5) / 4, 3 * kept / 4
-    assert f"| mean | | {means[0]:+.2f} | | | {means[1]:+.2f} | {end:+.2f} | {end:+.2f} |" in text
+    cells = " | ".join(f"{(rules[0][rule] + rules[1][rule]) / 2:+.2f}" for rule in others)
+    assert f"| mean | | {means[0]:+.2f} | | | {means[1]:+.2f} | {cells} |" in text
     for table in (part.splitlines() for part in text.split("\n\n") if part.startswith("|")):
         assert len({line.count("|") for line in table}) == 1
 
@@ -83,7 +87,7 @@ def test_a_peak_is_visible_where_the_law_bends_inside_the_data_and_gains(
     bench: ModuleType, labs: list[Path]
 ) -> None:
     found = told(bench, labs)
-    said = list(bench.verdicts(found))
+    said = list(bench.peaks(found))
     after = "under best-of-n in 2 of 2 laboratories"
     assert said[0] == f"- weak: gold has a visible peak under PPO in 1 of 2 laboratories, {after}"
     assert said[1] == f"- odd: gold has a visible peak under PPO in 1 of 2 laboratories, {after}"
@@ -105,34 +109,26 @@ def gains(found: dict[str, Any], *rows: tuple[float, float]) -> None:
     for one, (peak, gain) in zip(found.values(), rows, strict=True):
         for model in one["reward_models"]:
             model["peak"]["gain"] = peak
-            model["by_rule"] = {"held-out": gain, "ensemble": -peak, "no rule": 0.0}
+            model["by_rule"] = dict.fromkeys(lab.RULES, gain) | {"ensemble": -peak, "no rule": 0.0}
 
 
 def test_the_bar_is_what_is_gained_over_all_laboratories(bench: ModuleType, labs: list[Path]) -> None:
     """0.2 of 0.2 and 0.3 of 0.4 are 0.5 of 0.6: 83 % and missed, though the first alone meets it."""
     found = told(bench, labs)
-    for gain, said in ((0.3, "83 % (75 % to 100 %; missed)"), (0.38, "97 % (95 % to 100 %; met)")):
+    for gain, said in ((0.3, "83 % (75 % to 100 %), missed"), (0.38, "97 % (95 % to 100 %), met")):
         gains(found, (0.2, 0.2), (0.4, gain))
-        said_of = list(bench.verdicts(found))[-6:]
-        assert said_of[0] == f"- held-out keeps {said} of what is gained at the peaks"
-        assert said_of[1] == f"- held-out keeps {said} of it where at least 0.05 can be gained (4 of 4)"
-        assert said_of[2].startswith("- ensemble keeps -100 % (-100 % to -100 %; missed)")
+        head, _, held_out, ensemble, *rest = bench.shares(found)
+        assert "where at least 0.05 can be gained (4 of 4)" in head
         # From peaks of 0.2 and 0.4 to ends of 0.
-        lost = (0.4 - gain) / 0.6
-        assert (
-            said_of[4]
-            == f"- held-out avoids {100 * (1 - lost):.0f} % of what is lost from the peaks to the ends"
-        )
-        assert said_of[5].startswith("- ensemble avoids -100 %")
+        avoided = f"{100 * (1 - (0.4 - gain) / 0.6):.0f} %"
+        assert held_out == f"| held-out | {said} | {said} | {avoided} |"
+        assert rest[-1] == held_out.replace("held-out", "ensemble in budget")
+        assert ensemble == "| ensemble " + 2 * "| -100 % (-100 % to -100 %), missed " + "| -100 % |"
     gains(found, (0.2, 0.2), (0.04, -0.5))
-    assert (
-        "- held-out keeps 100 % (100 % to 100 %; met) of it where at least 0.05 can be gained (2 of 4)"
-        in (bench.verdicts(found))
-    )
+    assert "| 100 % (100 % to 100 %), met |" in list(bench.shares(found))[2]
+    assert "(2 of 4)" in next(bench.shares(found))
     gains(found, (0.0, 0.1), (0.0, 0.1))
-    assert "- held-out keeps nothing, for there is none, of what is gained at the peaks" in bench.verdicts(
-        found
-    )
+    assert list(bench.shares(found))[2] == "| held-out | – | – | – |"
 
 
 def test_the_picture_has_gold_beside_the_score_and_the_peak_where_it_is(

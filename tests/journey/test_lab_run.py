@@ -79,7 +79,8 @@ def test_the_findings(out: Path) -> None:
         easier = np.mean([ease[i] for i in chosen]) - np.mean(ease)
         assert run["gold"][step] == pytest.approx(row["gold/graded_reward"] - easier)
     for stop in run["stops"]:
-        rule = StopRule(watch=stop["witness"], window=2, patience=1)
+        watch, budget = lab.heeds(stop["rule"], model["budget"])
+        rule = StopRule(watch=watch, budget=budget, window=2, patience=1)
         assert rule.of(rows).stop == stop["stop"]
 
 

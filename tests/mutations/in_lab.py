@@ -18,10 +18,26 @@ LAB = (
     Mutation("blocks-of-one", OVER, "np.arange(block)", "np.zeros(block, dtype=int)", LAWS),
     Mutation("residuals-without-the-law", OVER, "Floats = curve + np.concat", "Floats = y + np.concat", LAWS),
     Mutation("witness-need-not-keep-pace", OVER, "window) - share * p", "window)", LAWS),
-    Mutation("proxy-not-asked", OVER, " and p[step] > p[best]:", ":", LAWS),
+    Mutation("proxy-not-asked", OVER, " and p[step] > p[best])", ")", LAWS),
     Mutation("patience-late-by-one", OVER, "step - best >= patience", "step - best > patience", LAWS),
     Mutation(
         "best-of-the-window-s-start", OVER, "Verdict(best + window - 1, step", "Verdict(best, step", LAWS
+    ),
+    Mutation(
+        "heard-from-the-whole-budget-on", OVER, "(budget / 2, 2 * budget)", "(budget, 2 * budget)", LAWS
+    ),
+    Mutation("band-without-an-end", OVER, "elif spent[step] > most or (", "elif (", LAWS),
+    Mutation("best-beyond-the-band", OVER, " and spent[step] <= most:", ":", LAWS),
+    Mutation("budget-overspent-by-a-step", OVER, "Verdict(max(stop - 1, 0)", "Verdict(max(stop, 0)", LAWS),
+    Mutation(
+        "budget-not-passed-on",
+        "stages/stop.py",
+        "witness[0] if witness else None, self.budget",
+        "witness[0] if witness else None, None",
+        STOP,
+    ),
+    Mutation(
+        "budget-for-every-rule", "journey/lab.py", "None if rule in WITNESSES else budget", "budget", FINDINGS
     ),
     Mutation("window-not-centred", OVER, "at - window // 2", "at", LAWS),
     Mutation("best-after-its-update", "stages/stop.py", "said.best == step", "said.best == step - 1", STOP),

@@ -96,6 +96,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
 
         def look(self: Best, step: int, metrics: Any, memory: dict[str, Any]) -> bool:
             seen = {"objective/scores": float(step), "watch/held/mean": witness[step]}
+            seen["objective/kl"] = float(step)
             return real(self, step, {**metrics, **seen}, memory)
 
         monkeypatch.setattr(Best, "look", look)
@@ -117,6 +118,25 @@ def test_the_run_ends_and_the_best_steps_weights_are_saved(
         "step 4: watch/held kept pace with the score until step 2, whose weights are saved"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ({"budget": 2.5, "window": 1}, "no more than 2.5 nats were spent until step 2"),
+        # The witness was higher at step 0, before half of the budget was spent.
+        ({**RULE, "budget": 2.0}, "between 1 and 4 nats watch/held kept pace with the score until step 2"),
+    ],
+)
+def test_a_budget_ends_a_run_or_says_where_the_witness_is_heard(
+    run: Callable[..., Path], told: Any, rule: Any, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = run("once", steps=2)
+    told([9.0, 1.0, 3.0, 2.0, 2.0, 9.0])
+    stopped = run("stopped", watch=[WITNESS], stop_rule=rule)
+    assert len(tiny.lines(stopped / "metrics.jsonl")) < 6
+    assert (stopped / "model.safetensors").read_bytes() == (once / "model.safetensors").read_bytes()
+    assert f"{reason}, whose weights are saved" in capsys.readouterr().err
 
 
 def test_a_rule_that_does_not_end_the_run_changes_no_bit(
@@ -165,11 +185,14 @@ def test_the_log_tells_afterwards_what_the_run_was_told(run: Callable[..., Path]
         ({"share": 0.0}, True),
         ({"patience": 3}, True),
         ({"watch": "b"}, True),
+        ({"budget": 9.0}, True),
+        ({"budget": 1.0}, False),
+        ({"budget": 1.0, "watch": None}, True),
     ],
 )
 def test_every_setting_of_the_rule_counts(changed: dict[str, Any], differs: bool) -> None:
     rows = [
-        {"objective/scores": float(i), "watch/a/mean": a, "watch/b/mean": -a}
+        {"objective/scores": float(i), "objective/kl": i / 2, "watch/a/mean": a, "watch/b/mean": -a}
         for i, a in enumerate([0.0, 4.0, 4.25, 2.0, 3.0, 5.0])
     ]
     usual = Verdict(best=1, stop=3)  # less half of the score: 0, 3.5, 3.25, 0.5, 1, 2.5
@@ -186,6 +209,8 @@ def test_settings_that_make_no_sense_are_refused(place: Path) -> None:
         recipe(watch=[WITNESS], stop_rule={"watch": "hold"})
     with pytest.raises(UsageError, match="not watched"):
         recipe(stop_rule={"watch": "held"})
+    with pytest.raises(UsageError, match="nothing to go by"):
+        recipe(watch=[WITNESS], stop_rule={"window": 3})
     for useless in ({"weight": 2.0}, {"clip": 1.0}):
         with pytest.raises(UsageError, match="'held' is only watched"):
             recipe(watch=[{**WITNESS, **useless}])

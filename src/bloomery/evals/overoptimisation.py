@@ -236,7 +236,14 @@ class Verdict:
 
 
 def stop_rule(
-    proxy: Sequence[float], witness: Sequence[float], *, window: int, patience: int, share: float = 0.0
+    proxy: Sequence[float],
+    witness: Sequence[float],
+    kl: Sequence[float] = (),
+    *,
+    window: int,
+    patience: int,
+    share: float = 0.0,
+    budget: float | None = None,
 ) -> Verdict:
     """Stop when what a policy is trained on still rises and what it is not trained on no longer keeps pace.
 
@@ -244,27 +251,48 @@ def stop_rule(
     at least `share` of what the proxy gains: while the difference, witness - share * proxy, does not fall.
     All are means over the last `window` steps. The run ends at the first step at which the difference has not
     been higher for `patience` steps and the proxy has been. No later step changes what was said of earlier
-    ones, so a run may ask after each of its own. Without `window` steps nothing is said and the last step is
-    the best.
+    ones, so a run may ask after each of its own. While nothing can be said the last step is the best.
 
     With a share of 0 the witness must have stopped rising. It often has not where gold has long been falling:
     what is left for it to gain is what it errs in as the proxy does.
 
+    Where the reward model's report card allows a `budget` (nats, as `kl` is), the witness is heard only
+    between half of it and twice of it: near the start it says little but noise, and it may err as the proxy
+    does for ever. Beyond twice the budget the run ends.
+
     Raises `UsageError` when the lengths differ or there are no steps.
     """
-    if len(proxy) != len(witness) or not proxy:
-        raise UsageError("a stop rule reads two numbers of each step", got=f"{len(proxy)}, {len(witness)}")
+    columns = [proxy, witness] if budget is None else [proxy, witness, kl]
+    if not proxy or len({len(column) for column in columns}) > 1:
+        got = ", ".join(str(len(column)) for column in columns)
+        raise UsageError("a stop rule reads a number of each step from every column", got=got)
     if len(proxy) < window:
         return Verdict(len(proxy) - 1, None)
     p = trailing(proxy, window)
     ahead = trailing(witness, window) - share * p
-    best = 0
-    for step in range(len(p)):
-        if ahead[step] > ahead[best]:
+    least, most = (-np.inf, np.inf) if budget is None else (budget / 2, 2 * budget)
+    spent = np.zeros_like(p) if budget is None else trailing(kl, window)
+    heard = np.flatnonzero(spent >= least)
+    if not len(heard):
+        return Verdict(len(proxy) - 1, None)
+    best = int(heard[0])
+    for step in range(best, len(p)):
+        if ahead[step] > ahead[best] and spent[step] <= most:
             best = step
-        elif step - best >= patience and p[step] > p[best]:
+        elif spent[step] > most or (step - best >= patience and p[step] > p[best]):
             return Verdict(best + window - 1, step + window - 1)
     return Verdict(best + window - 1, None)
+
+
+def budget_rule(kl: Sequence[float], *, window: int, budget: float) -> Verdict:
+    """Stop when the mean KL of the last `window` steps is beyond what the reward model's report card allows;
+    the best is the step before."""
+    spent = trailing(kl, window) if len(kl) >= window else np.zeros(0)
+    beyond = np.flatnonzero(spent > budget)
+    if not len(beyond):
+        return Verdict(len(kl) - 1, None)
+    stop = int(beyond[0]) + window - 1
+    return Verdict(max(stop - 1, 0), stop)
 
 
 def trailing(values: Sequence[float], window: int) -> Floats:

@@ -30,14 +30,18 @@ from bloomery.journey.settings import BASELINE, ENSEMBLE, HELD_OUT, Journey, Opp
 from bloomery.lineage import write_json
 from bloomery.objectives.search import expected_best
 from bloomery.recipe import load
-from bloomery.stages.stop import PROXY
+from bloomery.stages.stop import KL, PROXY
 
 Json = dict[str, Any]
 FILE = "overoptimisation.json"
 WITNESSES = (HELD_OUT, ENSEMBLE)
+BUDGET = "budget"
+BOTH = {f"{witness} in {BUDGET}": witness for witness in WITNESSES}
+STOPS = (*WITNESSES, BUDGET, *BOTH)
+"""What may end a run: a witness, the budget of the reward model's report card, or a witness within it."""
 NO_RULE = "no rule"
-RULES = (*WITNESSES, NO_RULE)
-GOLD, KL = "gold/graded_reward", "objective/kl"
+RULES = (*STOPS, NO_RULE)
+GOLD = "gold/graded_reward"
 CLOSE = 0.9
 """A rule whose runs keep this share of what is gained at the peak is close."""
 POINTS = 60
@@ -74,11 +78,13 @@ def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
     law, and the gain of gold `by_rule`, means over the runs; `usual` is the SFT model's of each prompt."""
     lab, start = journey.lab, float(np.nanmean(usual))
     card = read_json(out / f"reward-{one.name}" / "evaluation.json")
+    budget = card.get("verdict", {}).get("kl")
     size = journey.first.ppo.prompts_per_step
     runs = [read_run(out / one.ppo(coef), usual, size, journey.seed) for coef in lab.kl_coefs]
     for run, coef in zip(runs, lab.kl_coefs, strict=True):
         end = over.gained(run["gold"], start, len(run["gold"]) - 1, lab.window)
-        run |= {"kl_coef": coef, "stops": [stopped(run, lab, name, start) for name in WITNESSES], "end": end}
+        stops = [stopped(run, lab, rule, budget, start) for rule in STOPS]
+        run |= {"kl_coef": coef, "stops": stops, "end": end}
     d, gold = (np.concatenate([run[key] for run in runs]) for key in ("d", "gold"))
     several = {"block": lab.window, "runs": len(runs), "seed": journey.seed}
     drawn = partial(over.along_runs, d=d, gold=gold, start=start, **several)
@@ -94,7 +100,7 @@ def against(out: Path, journey: Journey, one: Opponent, usual: Floats) -> Json:
     return {
         **one.model_dump(),
         "accuracy": {key: card.get(key) for key in ("accuracy", "low", "high")},
-        "budget": card.get("verdict", {}).get("kl"),
+        "budget": budget,
         "runs": runs,
         "smooth": {"d": line.tolist()} | {name: curve.tolist() for name, curve in smooth.items()},
         "peak": peak | {"reached": at < POINTS - 1},
@@ -139,11 +145,18 @@ def read_run(path: Path, usual: Floats, size: int, seed: int) -> Json:
     }
 
 
-def stopped(run: Json, lab: _Lab, witness: str, start: float) -> Json:
-    """Where the stop rule would have ended the run, whose weights it would have saved, and what they gain."""
-    said = lab.verdict(run["proxy"], run["watched"][witness])
+def heeds(rule: str, budget: float | None) -> tuple[str | None, float | None]:
+    """The witness and the budget that a rule goes by. A card without a budget leaves it to the witness."""
+    return BOTH.get(rule, rule if rule in WITNESSES else None), None if rule in WITNESSES else budget
+
+
+def stopped(run: Json, lab: _Lab, rule: str, budget: float | None, start: float) -> Json:
+    """Where a rule would have ended the run, whose weights it would have saved, and what they gain."""
+    witness, within = heeds(rule, budget)
+    seen = None if witness is None else run["watched"][witness]
+    said = lab.verdict(run["proxy"], run["kl"], seen, within)
     at = len(run["proxy"]) - 1 if said.stop is None else said.best
-    place = {"witness": witness, "stop": said.stop, "at": at, "kl": run["kl"][at], "d": run["d"][at]}
+    place = {"rule": rule, "stop": said.stop, "at": at, "kl": run["kl"][at], "d": run["d"][at]}
     return place | {"gain": over.gained(run["gold"], start, at, lab.window)}
 
 

@@ -17,8 +17,8 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"  PPO        {law_in_words(model['rl'], 'rl')}"
         yield f"  best-of-n  {law_in_words(model['best_of_n'], 'bon')}"
         for run in model["runs"]:
-            stops = [f"{one['witness']} {step(one)}: {one['gain']:+.2f}" for one in run["stops"]]
-            yield f"  kl_coef {run['kl_coef']:g}: {', '.join(stops)}, at the end: {run['end']:+.2f}"
+            stops = [f"{one['rule']} {one['gain']:+.2f} ({step(one)})" for one in run["stops"]]
+            yield f"  kl_coef {run['kl_coef']:g}: {', '.join(stops)}, at the end {run['end']:+.2f}"
         peak = model["peak"]
         yield f"  highest, over all of them: {peak['gain']:+.2f} at KL {peak['kl']:.2f}"
     found = overall(results["reward_models"])
@@ -28,7 +28,7 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 def step(stop: Mapping[str, Any]) -> str:
     """What a rule does with a run."""
-    return "runs on" if stop["stop"] is None else f"goes back to step {stop['at']}"
+    return "runs on" if stop["stop"] is None else f"back to step {stop['at']}"
 
 
 def described(model: Mapping[str, Any]) -> str:

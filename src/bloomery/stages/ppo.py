@@ -68,7 +68,7 @@ class Ppo(Leashed):
     so far, which begins as the policy did. Answers are drawn from the policy itself."""
     critic: Optimiser = Optimiser(learning_rate=1e-4, schedule="constant", warmup=5, weight_decay=0.0)
     stop_rule: StopRule | None = None
-    """End the run where its score still rises and a watched source does not, and save the best weights."""
+    """End the run before it over-optimises, by a watched source or a KL budget, and save the best weights."""
 
     @model_validator(mode="after")
     def _witnessed(self) -> Ppo:

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import nn
 
 from bloomery.errors import UsageError, nearest
-from bloomery.evals.overoptimisation import Verdict, stop_rule
+from bloomery.evals.overoptimisation import Verdict, budget_rule, stop_rule
 from bloomery.recipe import Section
 from bloomery.rewards.sources import Source
 
 MEMORY = "stop_rule"
-PROXY = "objective/scores"
+PROXY, KL = "objective/scores", "objective/kl"
 
 
 class Pace(Section):
@@ -28,35 +28,73 @@ class Pace(Section):
     patience: int = Field(8, ge=1)
     """Steps in which it did not."""
 
-    def verdict(self, score: Sequence[float], witness: Sequence[float]) -> Verdict:
-        """What the rule says of a run, a number for each of its steps."""
-        return stop_rule(score, witness, window=self.window, patience=self.patience, share=self.share)
+    def verdict(
+        self,
+        score: Sequence[float],
+        kl: Sequence[float],
+        witness: Sequence[float] | None,
+        budget: float | None,
+    ) -> Verdict:
+        """What the rule says of a run, a number for each of its steps: by a witness, a budget, or both."""
+        if witness is None:
+            none = Verdict(len(kl) - 1, None)
+            return none if budget is None else budget_rule(kl, window=self.window, budget=budget)
+        return stop_rule(
+            score,
+            witness,
+            kl,
+            window=self.window,
+            patience=self.patience,
+            share=self.share,
+            budget=budget,
+        )
 
 
 class StopRule(Pace):
-    """End a run at the first step at which a watched source (the witness) has not kept pace for a while with
-    the score that is trained on."""
+    """End a run before it over-optimises: at the first step at which a watched source (the witness) has not
+    kept pace for a while with the score that is trained on, when a KL budget is spent, or by both."""
 
-    watch: str
+    watch: str | None = None
     """The witness, by the name it is logged under: one of the sources in `watch`."""
+    budget: float | None = Field(None, ge=0)
+    """The KL in nats that the reward model's report card allows (`verdict.kl` in its evaluation.json). Alone,
+    the run ends when it is spent; with a witness, that decides between half of it and twice of it."""
 
     def check(self, watched: Sequence[Source]) -> None:
-        """Raises `UsageError` when nothing of that name is watched."""
+        """Raises `UsageError` when nothing of that name is watched, and without witness and budget."""
         names = [source.logged for source in watched]
-        if self.watch not in names:
+        if self.watch is None and self.budget is None:
+            raise UsageError("the stop rule has nothing to go by", do="give watch, budget, or both")
+        if self.watch is not None and self.watch not in names:
             raise UsageError(
                 f"the stop rule's '{self.watch}' is not watched{nearest(self.watch, names)}",
                 expected=", ".join(names) or "a source in `watch`",
             )
 
     @property
-    def columns(self) -> tuple[str, str]:
-        """What is read of each logged line: the score that is trained on, and the witness."""
-        return PROXY, f"watch/{self.watch}/mean"
+    def witness(self) -> str | None:
+        """The logged column of the witness."""
+        return None if self.watch is None else f"watch/{self.watch}/mean"
+
+    @property
+    def reason(self) -> str:
+        """What was so until the best step."""
+        if self.budget is None:
+            return f"watch/{self.watch} kept pace with the score"
+        if self.witness is None:
+            return f"no more than {self.budget:g} nats were spent"
+        band = f"{self.budget / 2:g} and {2 * self.budget:g} nats"
+        return f"between {band} watch/{self.watch} kept pace with the score"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read of each logged line."""
+        return (PROXY, KL) if self.witness is None else (PROXY, KL, self.witness)
 
     def of(self, rows: Sequence[Mapping[str, Any]]) -> Verdict:
         """What the rule says of the logged lines of a run, in the order of its steps."""
-        return self.verdict(*([row[name] for row in rows] for name in self.columns))
+        score, kl, *witness = ([row[name] for row in rows] for name in self.columns)
+        return self.verdict(score, kl, witness[0] if witness else None, self.budget)
 
 
 class Best:
@@ -85,6 +123,6 @@ class Best:
             return "the stop rule did not end this run: the last weights are saved"
         self.learning.load_state_dict(self.kept.state_dict())
         return (
-            f"ended by the stop rule at step {said.stop}: watch/{self.rule.watch} kept pace with the score "
-            f"until step {said.best}, whose weights are saved"
+            f"ended by the stop rule at step {said.stop}: {self.rule.reason} until step {said.best}, "
+            "whose weights are saved"
         )

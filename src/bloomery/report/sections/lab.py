@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from bloomery.journey.lab import FILE, NO_RULE, overall
+from bloomery.journey.lab import BOTH, BUDGET, FILE, NO_RULE, overall
 from bloomery.journey.lab_words import described, step
 from bloomery.journey.settings import ENSEMBLE, HELD_OUT
 from bloomery.report.html import Child, Html, join, tag
@@ -14,7 +14,9 @@ from bloomery.report.sections import figure, grid, interval, section, table
 from bloomery.report.view import Json, View
 
 AXIS = "√KL to the SFT model"
-RULES = {HELD_OUT: "held-out twin", ENSEMBLE: "ensemble"}
+TWIN = next(rule for rule, witness in BOTH.items() if witness == HELD_OUT)
+RULES = {HELD_OUT: "held-out twin", ENSEMBLE: "ensemble", BUDGET: "budget"}
+RULES |= {rule: f"{RULES[witness]} in budget" for rule, witness in BOTH.items()}
 
 
 def overoptimisation(view: View) -> Html:
@@ -30,8 +32,9 @@ def overoptimisation(view: View) -> Html:
     intro = (
         "Each reward model is optimised against far too long, by PPO on leashes of several lengths and by "
         "best-of-n, while the oracle, which trains nobody, looks on. The weaker the reward model, the sooner "
-        "what it praises stops being better. The stop rule sees only the score and a second reward model "
-        "taught by other rankings; what was gained where it stops is measured by the oracle afterwards."
+        "what it praises stops being better. The stop rules see only the score, a second reward model "
+        "taught by other rankings, and the KL budget of the first one's report card; what was gained where "
+        "they stop is measured by the oracle afterwards."
     )
     pictures = [one for model in found["reward_models"] for one in (gold(model), proxy(model))]
     return section("lab", "Over-optimisation", intro, kept(found), laws(found), grid(*pictures))
@@ -42,7 +45,7 @@ def kept(found: Json) -> Html:
     rows: list[list[Child]] = []
     for model in found["reward_models"]:
         for run in model["runs"]:
-            stops = {stop["witness"]: stop for stop in run["stops"]}
+            stops = {stop["rule"]: stop for stop in run["stops"]}
             cells = [_gained(stops[name]["gain"], step(stops[name])) for name in RULES]
             peak = _gained(model["peak"]["gain"], f"at KL {model['peak']['kl']:.2f}")
             rows.append([model["name"], number(run["kl_coef"]), peak, *cells, _gained(run["end"])])
@@ -143,5 +146,5 @@ def marks(model: Json) -> Sequence[tuple[float, str]]:
     """Where gold is highest under PPO, and where the rule ends the run on the loosest leash."""
     found = [(model["peak"]["d"], "peak")] if model["peak"]["reached"] else []
     loosest = min(model["runs"], key=lambda run: run["kl_coef"])
-    stop = next(one for one in loosest["stops"] if one["witness"] == HELD_OUT)
+    stop = next(one for one in loosest["stops"] if one["rule"] == TWIN)
     return found if stop["stop"] is None else [*found, (stop["d"], "stop")]
