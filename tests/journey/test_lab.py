@@ -262,7 +262,7 @@ def test_words(results: dict[str, Any]) -> None:
     assert said[1] == "weak: 5 % of the labels, 0 % turned over, right on 61 % of held-out pairs"
     assert "alpha 1.00 (1.00 to 1.00), beta 0.80 (0.80 to 0.80), R² 1.00" in said[2]
     assert said[2].endswith("gold peaks at KL 1.65 (1.65 to 1.65)")
-    assert said[4].startswith("  kl_coef 0: held-out +0.98 (back to step 7), ensemble -")
+    assert said[4].startswith("  kl_coef 0: held-out +0.98 (step 7), ensemble -")
     assert "(runs on), budget +" in said[4]
     assert said[6].startswith("  highest, over all of them: +1.0")
     found = lab.overall(results["reward_models"])
@@ -295,7 +295,7 @@ def test_the_report_shows_it(results: dict[str, Any], tmp_path: Path) -> None:
         "best-of-n’s law",
         ">peak<",
         ">stop<",
-        "back to step 7",
+        ">step 7<",
         ">mean<",
     ):
         assert words in section, words

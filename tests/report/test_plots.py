@@ -224,3 +224,14 @@ def test_a_graph_is_drawn_whole_and_escaped() -> None:
     picture = draw([*GRAPH, Node(NASTY, NASTY, (("sft", False),), title=NASTY)])
     assert "<script" not in picture
     assert len(list(svg(picture).iter("rect"))) == 6
+
+
+def test_words_at_lines_that_are_near_stand_below_each_other() -> None:
+    line = Series("a", [0, 10], [0.0, 1.0])
+    drawn = svg(line_plot([line], x_label="step", marks=[(5.2, "peak"), (5, "stop"), (5.3, "x"), (9, "end")]))
+    words = [e for e in drawn.iter("text") if e.get("class") == "marklabel"]
+    assert [e.text for e in words] == ["stop", "peak", "x", "end"]
+    rows = [float(e.get("y") or 0) for e in words]
+    assert rows[0] == rows[3] < rows[1] < rows[2]
+    lines = [float(e.get("x1") or 0) for e in drawn.iter("line") if e.get("class") == "mark"]
+    assert [float(e.get("x") or 0) - x for e, x in zip(words, lines, strict=True)] == pytest.approx([4] * 4)

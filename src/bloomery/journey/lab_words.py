@@ -27,8 +27,8 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def step(stop: Mapping[str, Any]) -> str:
-    """What a rule does with a run."""
-    return "runs on" if stop["stop"] is None else f"back to step {stop['at']}"
+    """The step whose weights a rule would have saved, if it ends the run."""
+    return "runs on" if stop["stop"] is None else f"step {stop['at']}"
 
 
 def described(model: Mapping[str, Any]) -> str:

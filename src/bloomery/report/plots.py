@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
 MAX_POINTS = 300
 HOVERS = 48
+LETTER, ROW = 6.0, 12
+"""Of the words beside vertical lines: how wide a letter is at most on average, and how high a row."""
 
 Number = float | None
 
@@ -180,10 +182,7 @@ def line_plot(
         return tag("p", "Nothing was logged for this plot.", class_="missing")
     frame = _frame(drawn, log=log, zero=zero, as_percent=as_percent, x_ticks=x_ticks)
     body = [frame.axes(x_label, as_percent)]
-    for at, word in marks:
-        x = frame.px(at)
-        body.append(tag("line", class_="mark", x1=x, x2=x, y1=TOP, y2=frame.height - BOTTOM))
-        body.append(tag("text", word, class_="marklabel", x=x + 4, y=TOP + 8))
+    body += _marks(frame, marks)
     body += [_band(frame, s) for s in drawn if s.low]
     body += [_curve(frame, s) for s in drawn if s.look != "normal"]
     if hover:
@@ -198,6 +197,18 @@ def line_plot(
         aria_label=describe or None,
     )
     return join(legend([s for s in drawn if s.look != "faint"]), picture)
+
+
+def _marks(frame: Frame, marks: Sequence[tuple[float, str]]) -> list[Html]:
+    """Vertical lines with their words, each in the first row in which it covers no other."""
+    parts, ends = [], list[float]()
+    for at, word in sorted(marks):
+        x = frame.px(at)
+        row = next((i for i, end in enumerate(ends) if end <= x), len(ends))
+        ends[row : row + 1] = [x + 4 + LETTER * len(word)]
+        parts.append(tag("line", class_="mark", x1=x, x2=x, y1=TOP, y2=frame.height - BOTTOM))
+        parts.append(tag("text", word, class_="marklabel", x=x + 4, y=TOP + 8 + ROW * row))
+    return parts
 
 
 def legend(series: Sequence[Series]) -> Html:

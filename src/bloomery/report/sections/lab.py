@@ -15,7 +15,7 @@ from bloomery.report.view import Json, View
 
 AXIS = "√KL to the SFT model"
 TWIN = next(rule for rule, witness in BOTH.items() if witness == HELD_OUT)
-RULES = {HELD_OUT: "held-out twin", ENSEMBLE: "ensemble", BUDGET: "budget"}
+RULES = {HELD_OUT: "twin", ENSEMBLE: "ensemble", BUDGET: "budget"}
 RULES |= {rule: f"{RULES[witness]} in budget" for rule, witness in BOTH.items()}
 
 
