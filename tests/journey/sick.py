@@ -1,4 +1,5 @@
-"""Runs to plant diseases in: real curves of the default journey, and made-up ones of what it does not do."""
+"""Runs to plant diseases in: real curves of the default journey and of what it does not do, and made-up ones
+under the names of other programs."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import yaml
 from bloomery.journey.diagnose.reference import read_step
 
 Row = dict[str, Any]
+HEALTHY = Path(__file__).parent / "healthy"
 STAGES = {"base": "pretrain", "sft": "sft", "reward-1": "reward", "reward-2": "reward"}
 
 
@@ -74,6 +76,27 @@ def default(step: str, seed: int = 0) -> Run:
                 rows.setdefault(at, {"step": at})[curve.column.name] = value
     settings = {"optimiser": {"max_norm": 1.0}, "compute": {"precision": "bf16"}}
     return Run(STAGES.get(step, "ppo"), [rows[at] for at in sorted(rows)], settings)
+
+
+def read_lines(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def methods() -> list[tuple[str, int]]:
+    """What else has real curves, made by benchmarks/healthy_runs.py, and by which seeds."""
+    found = {(path.stem, row["seed"]) for path in HEALTHY.glob("*.jsonl") for row in read_lines(path)[1:]}
+    return sorted(found)
+
+
+def method(name: str, seed: int) -> Run:
+    """A real run of a method that the default journey does not do."""
+    head, *curves = read_lines(HEALTHY / f"{name}.jsonl")
+    rows: dict[int, Row] = {}
+    for curve in curves:
+        if curve["seed"] == seed:
+            for at, value in zip(curve["steps"], curve["values"], strict=True):
+                rows.setdefault(at, {"step": at})[curve["metric"]] = value
+    return Run(head["stage"], [rows[at] for at in sorted(rows)], head["settings"])
 
 
 def grpo(rows: int = 50) -> Run:

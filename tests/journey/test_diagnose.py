@@ -43,6 +43,21 @@ def test_nothing_is_found_in_real_runs(step: str, seed: int, tmp_path: Path) -> 
     assert found_in(sick.default(step, seed).write(tmp_path / step)) == []
 
 
+@pytest.mark.parametrize(("name", "seed"), sick.methods())
+def test_nothing_is_found_in_real_runs_of_other_methods(name: str, seed: int, tmp_path: Path) -> None:
+    assert found_in(sick.method(name, seed).write(tmp_path / name)) == []
+
+
+def test_every_stage_that_learns_has_healthy_runs_of_three_seeds() -> None:
+    seeds: dict[str, set[int]] = {}
+    for step, seed in HEALTHY:
+        seeds.setdefault(sick.default(step, seed).stage, set()).add(seed)
+    for name, seed in sick.methods():
+        seeds.setdefault(sick.method(name, seed).stage, set()).add(seed)
+    stages = {"pretrain", "sft", "reward", "process", "ppo", "grpo", "prefer", "prefer_online", "rejection"}
+    assert seeds == {stage: {0, 1, 2} for stage in stages}
+
+
 @pytest.mark.parametrize("make", [sick.grpo, sick.prefer, sick.robust])
 def test_nothing_is_found_in_made_up_healthy_runs(make: Callable[[], Run], tmp_path: Path) -> None:
     assert found_in(make().write(tmp_path / "run")) == []

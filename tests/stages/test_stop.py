@@ -211,6 +211,10 @@ def test_settings_that_make_no_sense_are_refused(place: Path) -> None:
         recipe(stop_rule={"watch": "held"})
     with pytest.raises(UsageError, match="nothing to go by"):
         recipe(watch=[WITNESS], stop_rule={"window": 3})
+    for name in ("share", "patience"):
+        with pytest.raises(UsageError, match=f"stop_rule.{name} changes nothing without a witness"):
+            recipe(stop_rule={"budget": 1.0, name: 3})
+    assert recipe(stop_rule={"budget": 1.0, "share": 0.5, "window": 3}).stop_rule is not None
     for useless in ({"weight": 2.0}, {"clip": 1.0}):
         with pytest.raises(UsageError, match="'held' is only watched"):
             recipe(watch=[{**WITNESS, **useless}])

@@ -61,10 +61,14 @@ class StopRule(Pace):
     the run ends when it is spent; with a witness, that decides between half of it and twice of it."""
 
     def check(self, watched: Sequence[Source]) -> None:
-        """Raises `UsageError` when nothing of that name is watched, and without witness and budget."""
+        """Raises `UsageError` when nothing of that name is watched, there is neither witness nor budget, or
+        what is said of a witness is said of none."""
         names = [source.logged for source in watched]
         if self.watch is None and self.budget is None:
             raise UsageError("the stop rule has nothing to go by", do="give watch, budget, or both")
+        for name in ("share", "patience") if self.watch is None else ():
+            if getattr(self, name) != Pace.model_fields[name].default:
+                raise UsageError(f"stop_rule.{name} changes nothing without a witness", do="give watch")
         if self.watch is not None and self.watch not in names:
             raise UsageError(
                 f"the stop rule's '{self.watch}' is not watched{nearest(self.watch, names)}",
