@@ -30,8 +30,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: methods.METHODS[name] for name in ("rejection", "DPO", "KTO", "online DPO", "RLOO", "GRPO")},
     "robust DPO": ("prefer", {"loss": "robust", "loss_settings": {"label_smoothing": 0.1}}),
 }
-PLACES = {"policy", "model", "reference", "reward", "rankings", "solutions"}
-PLACES |= {"prompts", "world", "corpus", "seed"}
+PLACES = {
+    *("policy", "model", "reference", "reward", "rankings", "solutions", "prompts", "world", "corpus", "seed")
+}
 """Settings that say where a run lay, not what it did."""
 
 
