@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from rich.text import Text
 
 from bloomery.cli import main
+from bloomery.cli.card import tables
 from bloomery.errors import UsageError
 from bloomery.models import hub
 from bloomery.models.llama import ScalarModel
@@ -197,6 +199,10 @@ def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert word in shown
     tree = json.loads((tmp_path / "card" / "evaluation.json").read_text())
     assert tree["verdict"]["sentence"] in " ".join(shown.split())
+    assert "stop_rule" not in shown, "nobody should optimise against this one at all"
+    good = tree | {"verdict": tree["verdict"] | {"optimise": True, "kl": 1.27}}
+    said = [line.plain for line in tables(good) if isinstance(line, Text)]
+    assert "- to end a run of PPO by this: --set stop_rule.budget=1.3" in said
     page = (tmp_path / "card.html").read_text()
     for word in ("Report card", "Calibration", "Accuracy by margin", "Scores", "Choosing by score"):
         assert word in page

@@ -45,6 +45,8 @@ def tables(card: Card) -> Iterator[RenderableType]:
     look = {True: "bold green", False: "bold red", None: "bold"}[verdict["optimise"]]
     yield Text("\n" + verdict["sentence"], look)
     yield from (Text("- " + note) for note in verdict["notes"])
+    if verdict["optimise"]:
+        yield Text(f"- to end a run of PPO by this: --set stop_rule.budget={verdict['kl']:.1f}")
 
 
 def _beside(card: Card) -> Iterator[tuple[str, ...]]:
