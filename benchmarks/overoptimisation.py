@@ -39,8 +39,10 @@ from -2 to 1; means over the seeds. "Highest" is the top of the measured curve o
 together and smoothed over d, the square root of the KL in nats; "budget" is the KL that the reward model's
 own report card allowed, from held-out rankings alone, 0 where it says not to optimise; with "budget" a rule
 ends a run by it, or hears its witness between half of it and twice of it. Alpha and beta are
-those of Gao et al., 2022: gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of-n.
-In brackets the lowest and the highest bound of the seeds' 95 % intervals, … where the data set none."""
+those of Gao et al., 2022: gold gains d (alpha - beta log d) under PPO and d (alpha - beta d) under best-of-n;
+in their brackets the lowest and the highest bound of the seeds' 95 % intervals, … where the data set none. A
+rule meets the bar where it keeps at least 90 % of what is gained at the peaks; in brackets the 95 % interval
+when reward models are drawn with replacement."""
 VISIBLE = 0.02
 """A law's peak that gains less may be noise of these curves."""
 WORTH = 0.05

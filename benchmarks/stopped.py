@@ -63,7 +63,7 @@ def stopped(lab: Path, name: str, arguments: argparse.Namespace) -> dict[str, Ro
     models, steps = {"SFT": lab / "sft"}, {"SFT": 0, NO_RULE: recipe["steps"]}
     for rule in arguments.rules:
         ended = out / f"{run.name}-{rule.replace(' ', '-')}"
-        watch, budget = heeds(rule, card["verdict"]["kl"])
+        watch, budget = heeds(rule, card.get("verdict", {}).get("kl"))
         given = {"watch": watch, "budget": budget}
         settings = {key: value for key, value in given.items() if value is not None}
         if make("ppo", recipe | {"stop_rule": settings}, ended, arguments.table) is None:

@@ -14,6 +14,7 @@ import pytest
 
 from bloomery.stages.grpo import Grpo
 from bloomery.stages.ppo import Ppo
+from bloomery.stages.prefer_online import PreferOnline
 from bloomery.stages.rejection import Rejection
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,7 @@ def methods(script: Callable[[str], ModuleType]) -> ModuleType:
 
 def settings(methods: ModuleType, name: str) -> dict[str, Any]:
     command, changed = methods.METHODS[name]
-    stage = {"grpo": Grpo, "ppo": Ppo, "rejection": Rejection}[command]
+    stage = {"grpo": Grpo, "ppo": Ppo, "prefer-online": PreferOnline, "rejection": Rejection}[command]
     assert set(changed) <= set(stage.model_fields)
     usual = {key: field.get_default(call_default_factory=True) for key, field in stage.model_fields.items()}
     return {**usual, **changed}
@@ -48,7 +49,7 @@ def test_what_is_called_by_a_name_is_what_the_page_calls_so(methods: ModuleType,
 
 
 def test_all_that_sample_draw_as_many_answers(methods: ModuleType) -> None:
-    for name in ("rejection", "RLOO", "GRPO", "PPO", "PPO-ptx"):
+    for name in ("rejection", "online DPO", "RLOO", "GRPO", "PPO", "PPO-ptx"):
         found = settings(methods, name)
         assert found["steps"] * found["prompts_per_step"] * found.get("samples", 1) == EPISODES, name
 

@@ -316,10 +316,11 @@ def test_the_witness_is_heard_between_half_of_the_budget_and_twice_of_it() -> No
     assert heard(patience=9, budget=1.0) == Verdict(best=4, stop=5)
     # Never half of the budget: the run goes on, and its last step is the best.
     assert heard(patience=3, budget=10.0) == Verdict(best=9, stop=None)
-    # No budget at all: the first step that spends anything ends the run.
+    # Nothing to spend: the first step that spends anything ends the run.
     assert heard(patience=3, budget=0.0) == Verdict(best=0, stop=1)
-    # A leap over the whole band: that step is all there is.
-    assert stop_rule([0.0, 1.0], [0.0, 1.0], [0.0, 9.0], window=1, patience=1, budget=1.0) == Verdict(1, 1)
+    assert stop_rule([0.0], [0.0], [0.1], window=1, patience=1, budget=0.0) == Verdict(best=0, stop=0)
+    # A leap over the whole band: back to the step before.
+    assert stop_rule([0.0, 1.0], [0.0, 1.0], [0.1, 9.0], window=1, patience=1, budget=1.0) == Verdict(0, 1)
     # In means of three the last step has spent 4 nats (3.5, 4 and 4.5), and before it the best ends at 6.
     assert heard(window=3, patience=4, budget=2.0) == Verdict(best=9, stop=None)
     assert heard(window=3, patience=4, budget=1.99) == Verdict(best=6, stop=9)

@@ -24,7 +24,7 @@ from bloomery.errors import BloomeryError, UsageError
 from bloomery.journey import diagnose as doctor
 from bloomery.journey.diagnose import CONDITIONS, Table, reference
 from bloomery.journey.diagnose.finding import Finding, condition, plain
-from bloomery.journey.diagnose.table import Column, columns_of, common_name
+from bloomery.journey.diagnose.table import LOOKED_AT, Column, columns_of, common_name
 from bloomery.stages import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,14 +48,10 @@ def test_nothing_is_found_in_real_runs_of_other_methods(name: str, seed: int, tm
     assert found_in(sick.method(name, seed).write(tmp_path / name)) == []
 
 
-def test_every_stage_that_learns_has_healthy_runs_of_three_seeds() -> None:
-    seeds: dict[str, set[int]] = {}
-    for step, seed in HEALTHY:
-        seeds.setdefault(sick.default(step, seed).stage, set()).add(seed)
-    for name, seed in sick.methods():
-        seeds.setdefault(sick.method(name, seed).stage, set()).add(seed)
-    stages = {"pretrain", "sft", "reward", "process", "ppo", "grpo", "prefer", "prefer_online", "rejection"}
-    assert seeds == {stage: {0, 1, 2} for stage in stages}
+def test_what_learns_has_healthy_runs_of_three_seeds() -> None:
+    names = {"dpo", "robust-dpo", "kto", "online-dpo", "grpo", "rloo", "rejection", "process"}
+    assert set(sick.methods()) == {(name, seed) for name in names for seed in (0, 1, 2)}
+    assert set(HEALTHY) == {(step, seed) for step in reference.SECTIONS for seed in (0, 1, 2)}
 
 
 @pytest.mark.parametrize("make", [sick.grpo, sick.prefer, sick.robust])
@@ -675,6 +671,23 @@ def test_columns_that_nobody_looks_at_are_not_called_healthy(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="no metric in this file") as refused:
         doctor.diagnose(path)
     assert "got: foo" in str(refused.value)
+
+
+def test_every_column_that_a_condition_asks_for_is_known() -> None:
+    asked = set[str]()
+
+    class Nosy(dict[str, Column]):
+        def __contains__(self, name: object) -> bool:
+            asked.add(str(name))
+            return super().__contains__(name)
+
+    makes = (base, sft, reward, ppo, sick.grpo, sick.prefer)
+    runs = [columns_of((row["step"], row) for row in make().rows) for make in makes]
+    for stage in ("pretrain", "sft", "reward", "process", "prefer", "ppo", "grpo", "rejection", "unknown"):
+        for columns in ({}, *runs):
+            doctor.examine(Table("run", stage, 60, Nosy(columns)))
+    assert len(asked) > 30
+    assert asked - {"timing/step_total", "objective/scores_std"} <= LOOKED_AT
 
 
 def test_numbers_written_as_text_are_numbers(tmp_path: Path) -> None:

@@ -300,6 +300,12 @@ def test_the_report_shows_it(results: dict[str, Any], tmp_path: Path) -> None:
     ):
         assert words in section, words
     assert "NaN" not in section
+    older = json.loads((tmp_path / "out" / lab.FILE).read_text())
+    del older["reward_models"][0]["by_rule"]["held-out in budget"]
+    (tmp_path / "out" / lab.FILE).write_text(json.dumps(older))
+    page = build(tmp_path / "out").read_text(encoding="utf-8")
+    assert 'id="lab"' not in page
+    assert "of another version" in page
     (tmp_path / "out" / lab.FILE).write_text("{")
     assert "overoptimisation.json" in build(tmp_path / "out").read_text(encoding="utf-8")
     (tmp_path / "out" / lab.FILE).unlink()

@@ -123,9 +123,9 @@ def test_the_run_ends_and_the_best_steps_weights_are_saved(
 @pytest.mark.parametrize(
     ("rule", "reason"),
     [
-        ({"budget": 2.5, "window": 1}, "no more than 2.5 nats were spent until step 2"),
+        ({"budget": 2.5, "window": 1}, "the mean KL of its window was within 2.5 nats until step 2"),
         # The witness was higher at step 0, before half of the budget was spent.
-        ({**RULE, "budget": 2.0}, "between 1 and 4 nats watch/held kept pace with the score until step 2"),
+        ({**RULE, "budget": 2.0}, "between 1 and 4 nats watch/held did best beside the score at step 2"),
     ],
 )
 def test_a_budget_ends_a_run_or_says_where_the_witness_is_heard(
@@ -211,6 +211,8 @@ def test_settings_that_make_no_sense_are_refused(place: Path) -> None:
         recipe(stop_rule={"watch": "held"})
     with pytest.raises(UsageError, match="nothing to go by"):
         recipe(watch=[WITNESS], stop_rule={"window": 3})
+    with pytest.raises(UsageError, match="the report card says not to optimise"):
+        recipe(stop_rule={"budget": 0.0})
     for name in ("share", "patience"):
         with pytest.raises(UsageError, match=f"stop_rule.{name} changes nothing without a witness"):
             recipe(stop_rule={"budget": 1.0, name: 3})

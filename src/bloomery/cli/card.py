@@ -46,7 +46,7 @@ def tables(card: Card) -> Iterator[RenderableType]:
     yield Text("\n" + verdict["sentence"], look)
     yield from (Text("- " + note) for note in verdict["notes"])
     if verdict["optimise"]:
-        yield Text(f"- to end a run of PPO by this: --set stop_rule.budget={verdict['kl']:.1f}")
+        yield Text(f"- to end a run of PPO by this: --set stop_rule.budget={verdict['kl']:.2g}")
 
 
 def _beside(card: Card) -> Iterator[tuple[str, ...]]:

@@ -256,9 +256,9 @@ def stop_rule(
     With a share of 0 the witness must have stopped rising. It often has not where gold has long been falling:
     what is left for it to gain is what it errs in as the proxy does.
 
-    Where the reward model's report card allows a `budget` (nats, as `kl` is), the witness is heard only
-    between half of it and twice of it: near the start it says little but noise, and it may err as the proxy
-    does for ever. Beyond twice the budget the run ends.
+    Where the reward model's report card allows a `budget` (nats, as `kl` is), the witness is not heard
+    before half of it is spent, for near the start it says little but noise; and beyond twice of it the run
+    ends, for the witness may err as the proxy does for ever.
 
     Raises `UsageError` when the lengths differ or there are no steps.
     """
@@ -276,6 +276,8 @@ def stop_rule(
     if not len(heard):
         return Verdict(len(proxy) - 1, None)
     best = int(heard[0])
+    if spent[best] > most:
+        return Verdict(max(best + window - 2, 0), best + window - 1)
     for step in range(best, len(p)):
         if ahead[step] > ahead[best] and spent[step] <= most:
             best = step

@@ -82,8 +82,8 @@ class RewardModel:
 def read_once(
     answers: Sequence[A], prompts: Sequence[Tokens], read: Callable[[Sequence[Sequence[A]]], list[float]]
 ) -> list[float]:
-    """What `read` says of answers, which it is given in slates of one prompt, each different one once. An
-    answer holds its prompt's tokens, so that equal ones are answers to the same prompt.
+    """What `read` says of answers, which it is given in slates of neighbours to one prompt, equal ones once.
+    An answer holds its prompt's tokens, so that equal ones are answers to the same prompt.
 
     An answer's place in a row moves the last bit of its score. Equal answers are not to differ by such a
     rounding, which group advantages and pairs would magnify.

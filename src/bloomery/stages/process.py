@@ -147,15 +147,22 @@ def split(
     answers: Sequence[Labelled], context: int, share: float, say: Callable[[str], None]
 ) -> tuple[list[Labelled], list[Labelled]]:
     """What is trained on and what is held out, by the prompt; without answers beyond the context, of which it
-    says how many there are. Raises `UsageError` where nothing is left to train on."""
+    says how many there are. Raises `UsageError` where none fits and where nothing is left to train on."""
     fit = [a for a in answers if len(a.tokens) <= context]
+    if answers and not fit:
+        raise UsageError(
+            "no answer fits into the model's context with its prompt",
+            got=f"{len(answers)} answers, the shortest with {min(len(a.tokens) for a in answers)} tokens",
+            expected=f"at most {context}",
+            do="give shorter prompts and answers, or a model with a longer context",
+        )
     if len(fit) < len(answers):
         say(f"left out {len(answers) - len(fit)} of {len(answers)} answers beyond the context")
     training = [a for a in fit if not is_held_out(a.asked, share)]
     if not training:
         raise UsageError(
             "there is no step to train on",
-            got=f"{len(answers)} answers, {len(fit)} within {context} tokens",
+            got=f"{len(fit)} answers, of which a share of {share} is held out",
             do="give more answers, or a smaller held_out",
         )
     return training, [a for a in fit if is_held_out(a.asked, share)]

@@ -61,11 +61,14 @@ class StopRule(Pace):
     the run ends when it is spent; with a witness, that decides between half of it and twice of it."""
 
     def check(self, watched: Sequence[Source]) -> None:
-        """Raises `UsageError` when nothing of that name is watched, there is neither witness nor budget, or
-        what is said of a witness is said of none."""
+        """Raises `UsageError` when nothing of that name is watched, there is neither witness nor budget, the
+        budget is none, or what is said of a witness is said of none."""
         names = [source.logged for source in watched]
         if self.watch is None and self.budget is None:
             raise UsageError("the stop rule has nothing to go by", do="give watch, budget, or both")
+        if self.budget == 0:
+            what = "a budget of 0 ends a run before it begins: the report card says not to optimise"
+            raise UsageError(what, do="mend the reward model, or leave out stop_rule.budget")
         for name in ("share", "patience") if self.watch is None else ():
             if getattr(self, name) != Pace.model_fields[name].default:
                 raise UsageError(f"stop_rule.{name} changes nothing without a witness", do="give watch")
@@ -80,15 +83,14 @@ class StopRule(Pace):
         """The logged column of the witness."""
         return None if self.watch is None else f"watch/{self.watch}/mean"
 
-    @property
-    def reason(self) -> str:
+    def why(self, best: int) -> str:
         """What was so until the best step."""
         if self.budget is None:
-            return f"watch/{self.watch} kept pace with the score"
-        if self.witness is None:
-            return f"no more than {self.budget:g} nats were spent"
+            return f"watch/{self.watch} kept pace with the score until step {best}"
+        if self.watch is None:
+            return f"the mean KL of its window was within {self.budget:g} nats until step {best}"
         band = f"{self.budget / 2:g} and {2 * self.budget:g} nats"
-        return f"between {band} watch/{self.watch} kept pace with the score"
+        return f"between {band} watch/{self.watch} did best beside the score at step {best}"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -127,6 +129,5 @@ class Best:
             return "the stop rule did not end this run: the last weights are saved"
         self.learning.load_state_dict(self.kept.state_dict())
         return (
-            f"ended by the stop rule at step {said.stop}: {self.rule.reason} until step {said.best}, "
-            "whose weights are saved"
+            f"ended by the stop rule at step {said.stop}: {self.rule.why(said.best)}, whose weights are saved"
         )

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from bloomery.errors import ArtifactError, DataError, UsageError
-from bloomery.journey.diagnose.table import SAME, Column, Json, Status, Table, columns_of, leaves
+from bloomery.journey.diagnose.table import LOOKED_AT, Column, Json, Status, Table, columns_of, leaves
 from bloomery.journey.run import read_journal
 from bloomery.lineage import LINEAGE, MANIFEST
 
@@ -39,9 +39,6 @@ SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sft", ("mean_token_accuracy",)),
     ("sft", ("loss",)),
 )
-
-
-KNOWN = {*SAME.values(), *(name for _, names in SIGNS for name in names)}
 
 
 def read(path: Path) -> list[Table]:
@@ -173,7 +170,7 @@ def _metrics_file(directory: Path) -> Path:
 def _file(path: Path) -> Table:
     rows = list(_history(path) if path.suffix == ".json" else _lines(path))
     columns = columns_of(rows)
-    if rows and not columns.keys() & KNOWN:
+    if rows and not columns.keys() & LOOKED_AT:
         names = ", ".join(list(columns)[:8])
         raise UsageError(
             "no metric in this file is one that is known",

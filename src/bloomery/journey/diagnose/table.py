@@ -46,6 +46,16 @@ SAME = {
     "objective/kl_coef": "kl_coef",
 }
 
+LOOKED_AT = {
+    *SAME.values(),
+    *("bpb", "val/bpb", "grad_norm", "grad_norm/ppo", "grad_norm/ptx", "num_tokens", "loss/replay", "margin"),
+    *("reward_std", "min_reward", "max_reward", "mean_reward", "chosen_reward", "frac_reward_zero_std"),
+    *("rewards/margins", "logps/chosen", "mean_token_accuracy", "explained_variance", "objective/kl"),
+    *("objective/entropy", "val/ratio", "val/ratio_var", "val/num_eos_tokens", "policy/stopped_early"),
+    *("sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean"),
+}
+"""All names that a condition asks for; a file with none of them is of nothing that is known here."""
+
 
 def common_name(name: str) -> str:
     """The name under which conditions look for what a program logged as `name`."""

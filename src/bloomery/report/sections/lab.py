@@ -14,7 +14,8 @@ from bloomery.report.sections import figure, grid, interval, section, table
 from bloomery.report.view import Json, View
 
 AXIS = "√KL to the SFT model"
-TWIN = next(rule for rule, witness in BOTH.items() if witness == HELD_OUT)
+DRAWN = f"{HELD_OUT} in {BUDGET}"
+"""The rule whose step is marked in the plots."""
 RULES = {HELD_OUT: "twin", ENSEMBLE: "ensemble", BUDGET: "budget"}
 RULES |= {rule: f"{RULES[witness]} in budget" for rule, witness in BOTH.items()}
 
@@ -28,6 +29,9 @@ def overoptimisation(view: View) -> Html:
         found = json.loads(text)
     except ValueError as error:
         view.problems.append(f"{FILE}: {error}")
+        return Html("")
+    if not all(NO_RULE in model["by_rule"] and DRAWN in model["by_rule"] for model in found["reward_models"]):
+        view.problems.append(f"{FILE}: of another version of this package; run the laboratory again")
         return Html("")
     intro = (
         "Each reward model is optimised against far too long, by PPO on leashes of several lengths and by "
@@ -106,7 +110,7 @@ def gold(model: Json) -> Html:
         described(model),
         line_plot(series, x_label=AXIS, marks=marks(model), describe=f"Gold reward against {model['name']}"),
         "The oracle’s grade. Faint: every step of every leash, less what makes its prompts easier than "
-        "others. Dashed: the laws.",
+        "others. Dashed: the laws. Stop: what the twin in budget goes back to on the loosest leash.",
     )
 
 
@@ -143,8 +147,8 @@ def _law(law: Json, which: str, name: str, colour: str) -> list[Series]:
 
 
 def marks(model: Json) -> Sequence[tuple[float, str]]:
-    """Where gold is highest under PPO, and where the rule ends the run on the loosest leash."""
+    """Where gold is highest under PPO, and the step that the rule goes back to on the loosest leash."""
     found = [(model["peak"]["d"], "peak")] if model["peak"]["reached"] else []
     loosest = min(model["runs"], key=lambda run: run["kl_coef"])
-    stop = next(one for one in loosest["stops"] if one["rule"] == TWIN)
+    stop = next(one for one in loosest["stops"] if one["rule"] == DRAWN)
     return found if stop["stop"] is None else [*found, (stop["d"], "stop")]
