@@ -26,6 +26,8 @@ from typing import Any
 import yaml
 from three_seeds import where
 
+LETTER = 7.0
+"""How wide a letter of a name is in the picture, about."""
 # name -> (stage's command, what differs from the stage's defaults)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "rejection": ("rejection", {"steps": 4, "prompts_per_step": 160, "samples": 8}),
@@ -260,19 +262,29 @@ def frontier(
     middles = {
         name: place(mean(x for x, _ in found), mean(y for _, y in found)) for name, found in points.items()
     }
-    taken = list[tuple[float, float, float]]()
+    taken = [(x - 6, x + 6, y + 4) for x, y in middles.values()]
     for name, (x, y) in sorted(middles.items(), key=lambda item: item[1][1]):
         body += [
             f'<circle class="seed" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>'
             for a, b in (place(*p) for p in points[name])
         ]
         body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
-        line, end = y + 4, x + 8 * len(name)
-        while any(abs(line - other) < 12 and x < last and first < end for first, last, other in taken):
-            line += 2  # no name is written over another
-        taken.append((x, end, line))
-        body.append(f'<text class="name" x="{x + 8:.1f}" y="{line:.1f}">{name}</text>')
+        side, line = beside(x, y + 4, LETTER * len(name), taken)
+        anchor = "" if side > 0 else ' text-anchor="end"'
+        body.append(f'<text class="name" x="{x + 8 * side:.1f}" y="{line:.1f}"{anchor}>{name}</text>')
     return "\n".join([*body, "</svg>", ""])
+
+
+def beside(x: float, line: float, width: float, taken: list[tuple[float, float, float]]) -> tuple[int, float]:
+    """Where a name stands beside its dot: right of it, or left, or lower, so that it covers nothing that is
+    `taken` (from, to, line) already; it is added there. Returns the side, 1 or -1, and the line."""
+    while True:
+        for side in (1, -1):
+            first, last = sorted((x + 8 * side, x + (8 + width) * side))
+            if all(abs(line - other) >= 12 or first > b or last < a for a, b, other in taken):
+                taken.append((first, last, line))
+                return side, line
+        line += 2
 
 
 if __name__ == "__main__":

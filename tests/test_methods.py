@@ -120,3 +120,11 @@ def test_the_table_says_what_it_must_be_read_with(
     assert said.endswith(f"\n{methods.ABOUT}\n")
     for promise in ("sampled", "base model has no KL", "95 % interval"):
         assert promise in " ".join(methods.ABOUT.split())
+
+
+def test_a_name_covers_no_other_and_no_dot(methods: ModuleType) -> None:
+    taken = [(44.0, 56.0, 104.0), (70.0, 82.0, 106.0)]  # its own dot, and one to the right
+    assert methods.beside(50.0, 104.0, 30.0, taken) == (-1, 104.0)
+    assert taken[-1] == (12.0, 42.0, 104.0)
+    assert methods.beside(50.0, 104.0, 30.0, taken) == (-1, 116.0), "12 below the name that is there"
+    assert methods.beside(50.0, 104.0, 10.0, taken) == (1, 104.0), "short enough to end before the other dot"
