@@ -28,6 +28,7 @@ LAB = (
     ),
     Mutation("band-without-an-end", OVER, "elif spent[step] > most or (", "elif (", LAWS),
     Mutation("best-beyond-the-band", OVER, " and spent[step] <= most:", ":", LAWS),
+    Mutation("leap-is-kept", OVER, "max(best + window - 2, 0), best", "best + window - 1, best", LAWS),
     Mutation("budget-overspent-by-a-step", OVER, "Verdict(max(stop - 1, 0)", "Verdict(max(stop, 0)", LAWS),
     Mutation(
         "budget-not-passed-on",
