@@ -71,6 +71,13 @@ def test_set_takes_yaml_values_and_the_last_one_wins() -> None:
     assert got == Toy(seed=2, data=(Path("a.jsonl"), Path("b.jsonl")), shuffle=True, maybe=Model(width=2))
 
 
+def test_set_begins_a_section_that_the_file_leaves_off(write) -> None:
+    got = load(Toy, write("maybe: null\nmodel:\n"), ["maybe.width=5", "model.kind=gpt2"])
+    assert got == Toy(maybe=Model(width=5), model=Model(kind="gpt2"))
+    with pytest.raises(RecipeError, match=r"unknown key 'maybe.widht' \(did you mean 'width'"):
+        load(Toy, write("maybe: null\n"), ["maybe.widht=5"])
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "\ufeffseed: 0\n", "seed: 0\r\nlr: 0.001\r\n", "{}"])
 def test_what_says_nothing_new_gives_the_defaults(write, text: str) -> None:
     assert load(Toy, write(text)) == Toy()

@@ -203,7 +203,9 @@ def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any, text: str, problems: list[str]) -> None:
     for depth, key in enumerate(keys[:-1]):
-        inner = tree.setdefault(key, {})
+        if tree.get(key) is None:  # a section that is off, as saved recipes write it, is begun
+            tree[key] = {}
+        inner = tree[key]
         if not isinstance(inner, dict):
             name = ".".join(keys[: depth + 1])
             problems.append(f"--set {text}: '{name}' is a value, not a section (got {clip(repr(inner), 80)})")
