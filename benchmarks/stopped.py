@@ -23,7 +23,7 @@ from methods import COLUMNS, make, of_evaluation, spread
 from three_seeds import where
 
 from bloomery.errors import ArtifactError
-from bloomery.journey.lab import NO_RULE, STOPS, heeds
+from bloomery.journey.lab import NO_RULE, STOPS, TWIN_IN_BUDGET, heeds
 from bloomery.journey.settings import HELD_OUT
 
 CLOCKS = ("timing/", "eps", "rollout/")
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("labs", type=Path, nargs="+")
     parser.add_argument("--against", nargs="+", default=["centre"], help="reward models of the laboratory")
     parser.add_argument("--kl-coef", default="0")
-    parser.add_argument("--rules", nargs="+", choices=STOPS, default=[HELD_OUT, f"{HELD_OUT} in budget"])
+    parser.add_argument("--rules", nargs="+", choices=STOPS, default=[HELD_OUT, TWIN_IN_BUDGET])
     parser.add_argument("--out", type=Path, default=Path("runs/stopped"))
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     arguments = parser.parse_args()

@@ -37,9 +37,7 @@ LAB = (
         "witness[0] if witness else None, None",
         STOP,
     ),
-    Mutation(
-        "budget-for-every-rule", "journey/lab.py", "None if rule in WITNESSES else budget", "budget", FINDINGS
-    ),
+    Mutation("budget-for-every-rule", "journey/lab.py", "budget if within else None", "budget", FINDINGS),
     Mutation("window-not-centred", OVER, "at - window // 2", "at", LAWS),
     Mutation("best-after-its-update", "stages/stop.py", "said.best == step", "said.best == step - 1", STOP),
     Mutation("best-never-kept", "stages/stop.py", "self.kept.load_state_dict(self.a", "dict(self.a", STOP),

@@ -266,7 +266,7 @@ def test_every_setting_makes_a_difference(
         ({"at": (2, 9)}, "`at` cannot be measured"),
         ({"at": (2, 1)}, "`at` cannot be measured"),
         ({"at": (0, 1)}, "`at` cannot be measured"),
-        ({"max_tokens": 63}, "no prompt leaves room"),
+        ({"max_tokens": 63}, "there are no prompts of at most 1 tokens"),
     ],
 )
 def test_what_cannot_work_is_said(

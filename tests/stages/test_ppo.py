@@ -748,7 +748,7 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(chat: Chat) -> None
     assert said == ["left out 3 of 8 prompts longer than 8 tokens"]
     assert online.fitting(prompts, chat, 15, 4, said.append) == prompts
     assert len(said) == 1
-    with pytest.raises(UsageError, match="no prompt leaves room"):
+    with pytest.raises(UsageError, match="no prompts of at most 3 tokens"):
         online.fitting(prompts, chat, 7, 4, said.append)
     with pytest.raises(UsageError, match="max_tokens leaves no room") as refused:
         online.fitting(prompts, chat, 64, 64, said.append)

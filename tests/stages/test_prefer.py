@@ -418,8 +418,10 @@ def test_prompts_that_do_not_fit_are_said_and_none_at_all_is_an_error(
 ) -> None:
     long = tiny.ranking("why", ("red", " ".join(["one"] * 70)), (1, 2))
     train(model_dir, save([*SAID, long], tmp_path / "r.jsonl"), tmp_path / "out")
-    assert "left out 1 of 4 prompts with an answer beyond the context" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="no prompt fits into the model's context"):
+    assert "left out 1 of 4 prompts with compared answers longer than 64 tokens" in capsys.readouterr().err
+    with pytest.raises(
+        UsageError, match=r"no prompts with compared answers of at most 64 tokens\n.*shortest of 77"
+    ):
         train(model_dir, save([long], tmp_path / "long.jsonl"), tmp_path / "none")
     with pytest.raises(UsageError, match="0 prompts with compared answers"):
         train(model_dir, save(SAID[-1:], tmp_path / "tied.jsonl"), tmp_path / "tied")

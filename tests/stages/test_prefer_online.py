@@ -187,7 +187,7 @@ def test_what_cannot_work_is_said_at_once(talker_dir: Path, prompts_file: Path, 
         train(talker_dir, prompts_file, tmp_path / "out", rewards=())
     with pytest.raises(UsageError, match="did you mean 'simpo'"):
         train(talker_dir, prompts_file, tmp_path / "out", loss="simp")
-    with pytest.raises(UsageError, match="no prompt leaves room"):
+    with pytest.raises(UsageError, match="there are no prompts of at most"):
         train(talker_dir, prompts_file, tmp_path / "long", max_tokens=63)
 
 

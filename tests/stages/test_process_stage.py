@@ -148,11 +148,11 @@ def test_answers_beyond_the_context_are_left_out_aloud(
     long: Said = ("tea", tuple(" red" for _ in range(40)), (True,) * 40)
     train(model_dir, [save([*SAID, long], tmp_path / "said.jsonl")], tmp_path / "out")
     out = capsys.readouterr()
-    assert "left out 1 of 6 answers beyond the context" in out.out + out.err
-    with pytest.raises(UsageError, match="no answer fits into the model's context"):
+    assert "left out 1 of 6 answers in steps longer than 64 tokens" in out.out + out.err
+    with pytest.raises(UsageError, match="no answers in steps of at most 64 tokens"):
         train(model_dir, [save([long], tmp_path / "long.jsonl")], tmp_path / "none")
     with pytest.raises(UsageError, match="there is no step to train on"):
-        process.split([], 64, 0.1, lambda text: None)
+        train(model_dir, [save(SAID, tmp_path / "said.jsonl")], tmp_path / "few", held_out=0.999)
 
 
 def test_bad_rows_stop_it_or_are_skipped(model_dir: Path, tmp_path: Path) -> None:

@@ -481,7 +481,7 @@ def test_demonstrations_that_cannot_be_read_or_do_not_fit_are_counted_or_refused
     (only,) = demonstrated(shown, chat, 64, "skip", said.append)
     assert only == chat.render([*tiny.user("one"), Message(role="assistant", content="two")]).tokens
     assert said[0].startswith("skipped 1 bad rows of 3; the first: ")
-    assert said[1:] == ["left out 1 of 2 demonstrations beyond the context"]
+    assert said[1:] == ["left out 1 of 2 demonstrations longer than 64 tokens"]
     with pytest.raises(DataError, match=r"shown\.jsonl:3"):
         demonstrated(shown, chat, 64, "error", said.append)
     assert demonstrated(None, chat, 64, "error", said.append) == []
@@ -494,9 +494,9 @@ def test_demonstrations_of_which_none_fits_are_refused_before_training(
     long = tiny.write_lines(tmp_path / "long.jsonl", [{"id": "a", "messages": messages}])
     file = save(SAID, tmp_path / "rankings.jsonl")
     monkeypatch.delattr(reward.update, "apply")
-    with pytest.raises(UsageError, match="no demonstration's score can become 0") as refused:
+    with pytest.raises(UsageError, match="no demonstrations of at most 64 tokens") as refused:
         train(model_dir, [file], tmp_path / "out", demonstrations=long)
-    assert "1 conversations, 0 within 64 tokens" in str(refused.value)
+    assert "got: 1 demonstrations, the shortest of " in str(refused.value)
     assert "give shorter demonstrations, or none" in str(refused.value)
 
 
@@ -507,7 +507,7 @@ def test_slates_longer_than_the_context_are_left_out_and_counted(
     long = tiny.ranking("why", ("red", " ".join(["one"] * 70)), (1, 2))
     learned, held = watched(monkeypatch)
     train(model_dir, [save([*said, long], tmp_path / "rankings.jsonl")], tmp_path / "out", epochs=2)
-    assert "left out 1 of 21 prompts with an answer beyond the context" in capsys.readouterr().err
+    assert "left out 1 of 21 prompts with compared answers longer than 64 tokens" in capsys.readouterr().err
     assert prompt_id(long.prompt) not in learned | held
 
 
@@ -561,10 +561,9 @@ def test_it_learns_a_planted_preference_and_nothing_from_shuffled_labels(
 
 def test_rankings_of_which_none_fits_are_an_error() -> None:
     long = Slate("a", ("x", "y"), ((1,) * 9, (2,) * 3), ((1, 2),))
-    with pytest.raises(UsageError, match="no prompt fits") as refused:
+    with pytest.raises(UsageError, match="no prompts with compared answers of at most 8 tokens") as refused:
         reward.split([long], 8, 0.1, lambda text: None)
-    assert "got: 1 prompts, the shortest with 9 tokens" in str(refused.value)
-    assert "expected: at most 8" in str(refused.value)
+    assert "got: 1 prompts with compared answers, the shortest of 9 tokens" in str(refused.value)
     with pytest.raises(UsageError, match="0 prompts with compared answers"):
         reward.split([], 8, 0.1, lambda text: None)
     said: list[str] = []
@@ -572,4 +571,4 @@ def test_rankings_of_which_none_fits_are_an_error() -> None:
     training, held_out = reward.split([*short, long], 8, 0.1, said.append)
     assert [s.id for s in sorted((*training, *held_out), key=lambda s: int(s.id))] == [s.id for s in short]
     assert 5 < len(held_out) < 40
-    assert said == ["left out 1 of 201 prompts with an answer beyond the context"]
+    assert said == ["left out 1 of 201 prompts with compared answers longer than 8 tokens"]

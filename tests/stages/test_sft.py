@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bloomery import lineage
 from bloomery.data.batches import TokenBatch, pack_documents
-from bloomery.errors import DataError
+from bloomery.errors import DataError, UsageError
 from bloomery.lineage import digest_file
 from bloomery.models import hub, llama
 from bloomery.models.llama import Llama
@@ -250,10 +250,14 @@ def test_a_conversation_longer_than_the_context_is_left_out_and_counted(
     # With both roles and both ends that is one token a word and four more: 64, which is the context, and 65.
     file = tiny.write_lines(tmp_path / "talks.jsonl", rows([fits, long, *TALKS]))
     train(model_dir, [file], tmp_path / "out", epochs=2)
-    assert "left out 1 conversations longer than the context" in capsys.readouterr().err
+    said = f"left out 1 of {2 + len(TALKS)} conversations longer than 64 tokens"
+    assert said in capsys.readouterr().err
     names = {name for names in watch.names for name in names}
     assert names == {row["id"] for row in rows([fits, long, *TALKS])} - {"talk-1"}
     assert max(batch.tokens.shape[1] for batch in watch.batches) == 64
+    file = tiny.write_lines(tmp_path / "long.jsonl", rows([long]))
+    with pytest.raises(UsageError, match="there are no conversations of at most 64 tokens"):
+        train(model_dir, [file], tmp_path / "none")
 
 
 def test_a_conversation_that_trains_nothing_is_refused_by_name(model_dir: Path, tmp_path: Path) -> None:

@@ -36,9 +36,15 @@ Json = dict[str, Any]
 FILE = "overoptimisation.json"
 WITNESSES = (HELD_OUT, ENSEMBLE)
 BUDGET = "budget"
-BOTH = {f"{witness} in {BUDGET}": witness for witness in WITNESSES}
-STOPS = (*WITNESSES, BUDGET, *BOTH)
-"""What may end a run: a witness, the budget of the reward model's report card, or a witness within it."""
+TWIN_IN_BUDGET = f"{HELD_OUT} in {BUDGET}"
+STOPS: dict[str, tuple[str | None, bool]] = {
+    HELD_OUT: (HELD_OUT, False),
+    ENSEMBLE: (ENSEMBLE, False),
+    BUDGET: (None, True),
+    TWIN_IN_BUDGET: (HELD_OUT, True),
+    f"{ENSEMBLE} in {BUDGET}": (ENSEMBLE, True),
+}
+"""What may end a run: its witness, and whether the budget of the reward model's report card is heeded."""
 NO_RULE = "no rule"
 RULES = (*STOPS, NO_RULE)
 GOLD = "gold/graded_reward"
@@ -147,7 +153,8 @@ def read_run(path: Path, usual: Floats, size: int, seed: int) -> Json:
 
 def heeds(rule: str, budget: float | None) -> tuple[str | None, float | None]:
     """The witness and the budget that a rule goes by. A card without a budget leaves it to the witness."""
-    return BOTH.get(rule, rule if rule in WITNESSES else None), None if rule in WITNESSES else budget
+    witness, within = STOPS[rule]
+    return witness, budget if within else None
 
 
 def stopped(run: Json, lab: _Lab, rule: str, budget: float | None, start: float) -> Json:

@@ -72,17 +72,14 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        def read(slates: Sequence[Sequence[Tokens]]) -> list[float]:
-            found: list[float] = score_slates(self.model, slates, self.pad_id).tolist()
-            return found
-
-        return read_once([r.tokens for r in rollouts], [r.prompt_tokens for r in rollouts], read)
+        answers, prompts = [r.tokens for r in rollouts], [r.prompt_tokens for r in rollouts]
+        return read_once(answers, prompts, lambda slates: score_slates(self.model, slates, self.pad_id))
 
 
 def read_once(
-    answers: Sequence[A], prompts: Sequence[Tokens], read: Callable[[Sequence[Sequence[A]]], list[float]]
+    answers: Sequence[A], prompts: Sequence[Tokens], read: Callable[[Sequence[Sequence[A]]], Tensor]
 ) -> list[float]:
-    """What `read` says of answers, which it is given in slates of neighbours to one prompt, equal ones once.
+    """Scores of answers by `read`, which gets them in slates of neighbours to one prompt, equal ones once.
     An answer holds its prompt's tokens, so that equal ones are answers to the same prompt.
 
     An answer's place in a row moves the last bit of its score. Equal answers are not to differ by such a
@@ -90,5 +87,5 @@ def read_once(
     """
     together = groupby(zip(prompts, answers, strict=True), key=lambda pair: pair[0])
     slates = [list(dict.fromkeys(answer for _, answer in same)) for _, same in together]
-    found = dict(zip(chain.from_iterable(slates), read(slates), strict=True))
+    found = dict(zip(chain.from_iterable(slates), read(slates).tolist(), strict=True))
     return [found[answer] for answer in answers]

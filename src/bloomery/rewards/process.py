@@ -119,9 +119,8 @@ class ProcessReward:
         pooled = iter(read_once(some, [a.tokens[: a.prompt] for a in some], self._pooled))
         return [next(pooled) if a.ends else None for a in found]
 
-    def _pooled(self, slates: Sequence[Sequence[Stepped]]) -> list[float]:
-        found: list[float] = self.pool(*read_steps(self.model, slates, self.tokenizer.pad_id)).tolist()
-        return found
+    def _pooled(self, slates: Sequence[Sequence[Stepped]]) -> Tensor:
+        return self.pool(*read_steps(self.model, slates, self.tokenizer.pad_id))
 
     def _stepped(self, rollout: Rollout) -> Stepped:
         start = len(rollout.prompt_tokens)

@@ -169,6 +169,26 @@ def read_all(
     return records
 
 
+def short_enough(
+    items: Sequence[T],
+    tokens: Callable[[T], int],
+    limit: int,
+    what: str,
+    say: Callable[[str], None],
+    do: str = "give more, shorter ones, or a model with a longer context",
+) -> list[T]:
+    """The items of at most `limit` tokens; says how many are longer. Raises `UsageError` where all are."""
+    fit = [one for one in items if tokens(one) <= limit]
+    if not fit:
+        shortest = f", the shortest of {min(map(tokens, items))} tokens" if items else ""
+        raise UsageError(
+            f"there are no {what} of at most {limit} tokens", got=f"{len(items)} {what}{shortest}", do=do
+        )
+    if len(fit) < len(items):
+        say(f"left out {len(items) - len(fit)} of {len(items)} {what} longer than {limit} tokens")
+    return fit
+
+
 def tune(
     model: Llama | ScalarModel,
     *,

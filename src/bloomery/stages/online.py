@@ -26,7 +26,7 @@ from bloomery.rewards.sources import Source, Tools, combined, reward_model
 from bloomery.rollout.batch import RolloutBatch, in_pieces
 from bloomery.rollout.sample import ask
 from bloomery.seeds import derive, stream
-from bloomery.stages.common import Compute, Context, Lora, Optimiser, Training, read_all
+from bloomery.stages.common import Compute, Context, Lora, Optimiser, Training, read_all, short_enough
 from bloomery.text.chat import Chat
 from bloomery.types import Prompt, Reward, Rollout
 from bloomery.world import Oracle, read_questions, read_world
@@ -188,17 +188,8 @@ def fitting(
             got=f"max_tokens {max_tokens}",
             expected=f"less than the model's context, {context} tokens",
         )
-    fit = [p for p in prompts if len(chat.prompt(p.messages)) <= limit]
-    if len(fit) < len(prompts):
-        say(f"left out {len(prompts) - len(fit)} of {len(prompts)} prompts longer than {limit} tokens")
-    if not fit:
-        raise UsageError(
-            "no prompt leaves room for an answer",
-            got=f"{len(prompts)} prompts",
-            expected=f"some of at most {limit} tokens: the context of {context} less max_tokens",
-            do="give shorter prompts, or lower max_tokens",
-        )
-    return fit
+    do = f"give shorter prompts, or lower max_tokens: the context holds {context}"
+    return short_enough(prompts, lambda p: len(chat.prompt(p.messages)), limit, "prompts", say, do)
 
 
 def watching(listed: Sequence[Source], tools: Tools) -> Callable[[Sequence[Rollout]], dict[str, float]]:

@@ -26,7 +26,16 @@ from bloomery.objectives.process import step_loss
 from bloomery.objectives.token import aggregate
 from bloomery.recipe import InputPath, Section
 from bloomery.rewards.process import Stepped, read_steps, step_ends, step_scores
-from bloomery.stages.common import Context, Lora, Optimiser, Training, is_held_out, read_all, tune
+from bloomery.stages.common import (
+    Context,
+    Lora,
+    Optimiser,
+    Training,
+    is_held_out,
+    read_all,
+    short_enough,
+    tune,
+)
 from bloomery.stages.slates import prompt_id
 from bloomery.text.chat import Chat
 from bloomery.text.tokenizer import Tokenizer
@@ -146,18 +155,9 @@ def labelled(solution: Solution, chat: Chat, separator: str) -> Labelled:
 def split(
     answers: Sequence[Labelled], context: int, share: float, say: Callable[[str], None]
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """What is trained on and what is held out, by the prompt; without answers beyond the context, of which it
-    says how many there are. Raises `UsageError` where none fits and where nothing is left to train on."""
-    fit = [a for a in answers if len(a.tokens) <= context]
-    if answers and not fit:
-        raise UsageError(
-            "no answer fits into the model's context with its prompt",
-            got=f"{len(answers)} answers, the shortest with {min(len(a.tokens) for a in answers)} tokens",
-            expected=f"at most {context}",
-            do="give shorter prompts and answers, or a model with a longer context",
-        )
-    if len(fit) < len(answers):
-        say(f"left out {len(answers) - len(fit)} of {len(answers)} answers beyond the context")
+    """What is trained on and what is held out, by the prompt; without answers beyond the context.
+    Raises `UsageError` where nothing is left to train on."""
+    fit = short_enough(answers, lambda answer: len(answer.tokens), context, "answers in steps", say)
     training = [a for a in fit if not is_held_out(a.asked, share)]
     if not training:
         raise UsageError(

@@ -19,7 +19,17 @@ from bloomery.models.llama import Llama
 from bloomery.objectives.language import nll
 from bloomery.objectives.token import aggregate, counted_logprobs, predicting
 from bloomery.recipe import InputPath, Section
-from bloomery.stages.common import Context, Lora, Optimiser, Replay, Training, is_held_out, read_all, tune
+from bloomery.stages.common import (
+    Context,
+    Lora,
+    Optimiser,
+    Replay,
+    Training,
+    is_held_out,
+    read_all,
+    short_enough,
+    tune,
+)
 from bloomery.stages.people import writers
 from bloomery.text.chat import Chat, Rendered, require_trained
 from bloomery.text.tokenizer import Tokenizer
@@ -135,10 +145,7 @@ def rendered(
 ) -> list[tuple[str, Rendered]]:
     """Conversations as tokens with what is trained on, by id, without those longer than `limit` tokens."""
     found = [(c.id, require_trained(chat.render(c.messages), c.id)) for c in conversations]
-    fit = [(name, e) for name, e in found if len(e.tokens) <= limit]
-    if len(fit) < len(found):
-        say(f"left out {len(found) - len(fit)} conversations longer than the context")
-    return fit
+    return short_enough(found, lambda one: len(one[1].tokens), limit, "conversations", say)
 
 
 def part_of(model: Llama, recipe: Sft, chat: Chat, examples: Sequence[Rendered]) -> nn.Module:

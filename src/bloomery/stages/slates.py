@@ -14,7 +14,7 @@ from torch import Tensor
 from bloomery.errors import UsageError
 from bloomery.evals.comparisons import Scored
 from bloomery.seeds import derive
-from bloomery.stages.common import is_held_out
+from bloomery.stages.common import is_held_out, short_enough
 from bloomery.text.chat import Chat
 from bloomery.types import Message, Ranking, Rating
 
@@ -169,26 +169,15 @@ def split(
     if not training:
         raise UsageError(
             "there is no comparison to train on",
-            got=f"{len(slates)} prompts with compared answers, {len(fit)} within {limit} tokens",
+            got=f"{len(fit)} prompts, of which a share of {held_out} is held out",
             do="give more rankings, or a smaller held_out",
         )
     return training, [s for s in fit if is_held_out(s.id, held_out)]
 
 
 def within(slates: Sequence[S], limit: int, say: Callable[[str], None]) -> list[S]:
-    """The slates whose longest answer, with its prompt, is not beyond `limit` tokens; says how many are.
-    Raises `UsageError` where all are."""
-    fit = [s for s in slates if s.longest <= limit]
-    if slates and not fit:
-        raise UsageError(
-            "no prompt fits into the model's context with its answers",
-            got=f"{len(slates)} prompts, the shortest with {min(s.longest for s in slates)} tokens",
-            expected=f"at most {limit}",
-            do="give shorter prompts and answers, or a model with a longer context",
-        )
-    if len(fit) < len(slates):
-        say(f"left out {len(slates) - len(fit)} of {len(slates)} prompts with an answer beyond the context")
-    return fit
+    """The slates whose longest answer, with its prompt, is not beyond `limit` tokens, as `short_enough`."""
+    return short_enough(slates, lambda slate: slate.longest, limit, "prompts with compared answers", say)
 
 
 def told(slates: Sequence[Slate], width: int, device: torch.device) -> Told:

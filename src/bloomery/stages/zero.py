@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from bloomery.data.sources import OnBadRow, read_conversations
-from bloomery.errors import UsageError
 from bloomery.models.llama import ScalarModel
 from bloomery.rewards.model import score_sequences
-from bloomery.stages.common import read_all
+from bloomery.stages.common import read_all, short_enough
 from bloomery.text.chat import Chat
 
 
@@ -27,17 +26,8 @@ def demonstrated(
         return []
     conversations = read_all(read_conversations, [path], on_bad_row, say)
     sequences = [chat.render(c.messages).tokens for c in conversations]
-    fit = [q for q in sequences if len(q) <= limit]
-    if len(fit) < len(sequences):
-        say(f"left out {len(sequences) - len(fit)} of {len(sequences)} demonstrations beyond the context")
-    if fit:
-        return fit
-    raise UsageError(
-        "no demonstration's score can become 0",
-        where=str(path),
-        got=f"{len(sequences)} conversations, 0 within {limit} tokens",
-        do="give shorter demonstrations, or none: then scores are not shifted",
-    )
+    do = "give shorter demonstrations, or none: then scores are not shifted"
+    return short_enough(sequences, len, limit, "demonstrations", say, do)
 
 
 @torch.no_grad()

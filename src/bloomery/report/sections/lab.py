@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from bloomery.journey.lab import BOTH, BUDGET, FILE, NO_RULE, overall
+from bloomery.journey.lab import FILE, NO_RULE, STOPS, TWIN_IN_BUDGET, overall
 from bloomery.journey.lab_words import described, step
 from bloomery.journey.settings import ENSEMBLE, HELD_OUT
 from bloomery.report.html import Child, Html, join, tag
@@ -14,10 +14,7 @@ from bloomery.report.sections import figure, grid, interval, section, table
 from bloomery.report.view import Json, View
 
 AXIS = "√KL to the SFT model"
-DRAWN = f"{HELD_OUT} in {BUDGET}"
-"""The rule whose step is marked in the plots."""
-RULES = {HELD_OUT: "twin", ENSEMBLE: "ensemble", BUDGET: "budget"}
-RULES |= {rule: f"{RULES[witness]} in budget" for rule, witness in BOTH.items()}
+RULES = {rule: rule.replace(HELD_OUT, "twin") for rule in STOPS}
 
 
 def overoptimisation(view: View) -> Html:
@@ -30,7 +27,7 @@ def overoptimisation(view: View) -> Html:
     except ValueError as error:
         view.problems.append(f"{FILE}: {error}")
         return Html("")
-    if not all(NO_RULE in model["by_rule"] and DRAWN in model["by_rule"] for model in found["reward_models"]):
+    if any({*RULES, NO_RULE} - model["by_rule"].keys() for model in found["reward_models"]):
         view.problems.append(f"{FILE}: of another version of this package; run the laboratory again")
         return Html("")
     intro = (
@@ -150,5 +147,5 @@ def marks(model: Json) -> Sequence[tuple[float, str]]:
     """Where gold is highest under PPO, and the step that the rule goes back to on the loosest leash."""
     found = [(model["peak"]["d"], "peak")] if model["peak"]["reached"] else []
     loosest = min(model["runs"], key=lambda run: run["kl_coef"])
-    stop = next(one for one in loosest["stops"] if one["rule"] == DRAWN)
+    stop = next(one for one in loosest["stops"] if one["rule"] == TWIN_IN_BUDGET)
     return found if stop["stop"] is None else [*found, (stop["d"], "stop")]
